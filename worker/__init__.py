@@ -1,0 +1,1 @@
+"""The worker process: claims jobs, runs the engine, publishes tokens. Never imports grpc or service."""

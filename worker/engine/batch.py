@@ -1,0 +1,62 @@
+"""What one step asks of the model: slices of sequences, and the interface that runs them. No torch at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSlice:
+    """The part of one sequence that one step runs.
+
+    Attributes:
+        token_ids: the T >= 1 new tokens.
+        start: how many positions of this sequence are already in the KV cache; the position of `token_ids[0]`.
+        block_table: physical block of each logical block; covers at least `start` + T positions.
+        wants_logits: the logits of the last token are wanted: after this slice the sequence is fully prefilled.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    wants_logits: bool
+
+
+class ForwardModel(Protocol):
+    """What the engine needs of a model; the tests' fake model implements it too."""
+
+    @property
+    def block_size(self) -> int:
+        """Positions in one KV-cache block."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """Physical blocks of the KV cache."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """Positions a sequence may have, prompt and generated tokens together."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V: columns of the logits."""
+        ...
+
+    def forward(self, slices: Sequence[SequenceSlice]) -> torch.Tensor:
+        """Run the slices, write their keys and values, and return the logits that are wanted.
+
+        Args:
+            slices: at least one, and at most one of any sequence; a block that a slice writes is in no other slice.
+
+        Returns:
+            [number of slices that want logits, V] float32, in slice order, on the model's device.
+        """
+        ...
