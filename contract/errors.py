@@ -1,0 +1,159 @@
+"""Every error a caller can meet, named by its cause.
+
+ServeError
+├── InvalidRequest      a field is wrong; carries the violations
+├── UnknownModel        no worker has ever announced this model
+├── UnknownGeneration   no such generation, or another caller's
+├── RequestIdReused     this request_id was used with another body
+├── QuotaExceeded       the caller holds all it may hold
+├── Unavailable         the service cannot take this now; retry later
+│   ├── Overloaded      the queue is full
+│   ├── Draining        this gateway is going away
+│   ├── NoWorker        nobody serves this model at the moment
+│   └── BrokerDown      Redis does not answer
+├── DeadlinePassed      the caller's deadline is over
+├── OffsetTrimmed       the resume point lies beyond the log
+├── LogBehind           the log lost a tail that the caller has seen
+├── PoisonJob           every attempt at this job ended its worker
+├── GenerationFailed    the engine gave this generation up
+└── Unimplemented       part of the API, not served yet
+
+Only `service/status.py` knows which gRPC status each becomes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field of a request that is wrong: its path (`chat.messages[2].content`) and the fact."""
+
+    field: str
+    description: str
+
+
+class ServeError(Exception):
+    """Something a caller can cause or must be told. The text is shown to the caller."""
+
+
+class InvalidRequest(ServeError):
+    """One or more fields are wrong; nothing was queued."""
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = tuple(violations)
+
+
+class UnknownModel(ServeError):
+    """The request names a model that nobody has announced."""
+
+    def __init__(self, model: str, known: Sequence[str]) -> None:
+        listed = ", ".join(sorted(known)) or "none"
+        super().__init__(f"model {model!r} is not served here; served: {listed}")
+        self.model = model
+
+
+class UnknownGeneration(ServeError):
+    """No generation of this id belongs to this caller (or it has expired)."""
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(f"no generation {generation_id!r}")
+        self.generation_id = generation_id
+
+
+class RequestIdReused(ServeError):
+    """The request_id stands for another request body of the same caller."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request_id {request_id!r} was used for a different request")
+        self.request_id = request_id
+
+
+class QuotaExceeded(ServeError):
+    """The caller holds as many generations as it may hold."""
+
+    def __init__(self, held: int, allowed: int, retry_after_s: float) -> None:
+        super().__init__(f"the caller has {held} generations; {allowed} are allowed")
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(ServeError):
+    """The service cannot take the request now; the same request may succeed later."""
+
+    def __init__(self, text: str, retry_after_s: float) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    """The model's queue is full."""
+
+    def __init__(self, waiting: int, bound: int, retry_after_s: float) -> None:
+        super().__init__(f"{waiting} requests are waiting for this model; {bound} may wait", retry_after_s)
+
+
+class Draining(Unavailable):
+    """This gateway takes no new requests; another one does."""
+
+    def __init__(self, retry_after_s: float = 0.1) -> None:
+        super().__init__("this gateway is draining", retry_after_s)
+
+
+class NoWorker(Unavailable):
+    """The model is known, but no live worker serves it."""
+
+    def __init__(self, model: str, retry_after_s: float = 2.0) -> None:
+        super().__init__(f"no live worker serves model {model!r}", retry_after_s)
+
+
+class BrokerDown(Unavailable):
+    """Redis does not answer."""
+
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__("the broker does not answer", retry_after_s)
+
+
+class DeadlinePassed(ServeError):
+    """The caller's deadline is over; the generation, if it runs on, can be attached to."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"the deadline passed {where}")
+
+
+class OffsetTrimmed(ServeError):
+    """The resume point lies beyond the end of a finished log."""
+
+    def __init__(self, position: int, num_tokens: int) -> None:
+        super().__init__(f"position {position} is beyond the log, which has {num_tokens} tokens")
+
+
+class LogBehind(ServeError):
+    """The log lost a tail that this reader has already been given; going on would fork the text."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the token log no longer agrees with what was delivered up to position {position}")
+
+
+class PoisonJob(ServeError):
+    """Every worker that ran this job died of it."""
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__(f"the job ended {attempts} workers and was set aside")
+        self.attempts = attempts
+
+
+class GenerationFailed(ServeError):
+    """The engine gave this generation up; others were not touched."""
+
+    def __init__(self, generation_id: str, attempt: int) -> None:
+        super().__init__(f"generation {generation_id} failed in attempt {attempt}")
+        self.generation_id = generation_id
+        self.attempt = attempt
+
+
+class Unimplemented(ServeError):
+    """The RPC or field is part of the API but not served by this version."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is not served by this version")

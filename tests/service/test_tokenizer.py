@@ -1,0 +1,152 @@
+"""The gateway's tokenizer against SentencePiece itself, over the same model."""
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.bundle import ModelBundle, PieceKind
+from service.tokenizer import PromptTokenizer
+from tests.tokenizer_models import (
+    SPACE,
+    train_llama2_like,
+    train_with_equal_space_runs,
+    write_model_folder,
+)
+from worker.bundle import build_bundle
+
+_FRAGMENTS = (
+    *(" ", "  ", "    ", " " * 17, " " * 40, "\n", "\r\n", "\t", "\0", SPACE, SPACE * 3, "\ufeff", "\u00a0", "\ufffd"),
+    *("<s>", "</s>", "<unk>", "<0x41>", "<0xE2>", "[INST]", "<<SYS>>", "<pad>", "<|im_end|>"),
+    *("the", "st", "ea", "return", "12", "3", "é", "e\u0301", "🙂", "👩\u200d🚀", "日本", "שלום", "ǅ", "\U0010ffff"),
+)
+TEXTS = st.one_of(
+    st.text(max_size=60),
+    st.lists(st.one_of(st.sampled_from(_FRAGMENTS), st.text(max_size=4)), max_size=24).map("".join),
+    st.text(alphabet=" ab\n" + SPACE, max_size=80),
+)
+
+
+class Pair:
+    """Our tokenizer and SentencePiece over one model."""
+
+    def __init__(self, folder: Path, serialized: bytes) -> None:
+        self.reference = sentencepiece.SentencePieceProcessor(model_proto=serialized)
+        self.bundle = build_bundle(write_model_folder(folder, serialized), quantization="int8")
+        # What a gateway has is what came over the wire.
+        self.ours = PromptTokenizer(ModelBundle.from_bytes(self.bundle.to_bytes()))
+
+
+@pytest.fixture(scope="module", params=["as-trained", "equal-space-runs", "user-defined"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    models = {
+        "as-trained": train_llama2_like(),
+        "equal-space-runs": train_with_equal_space_runs(),
+        "user-defined": train_llama2_like(user_defined=("<pad>", f"{SPACE}st{SPACE}", "ab")),
+    }
+    return Pair(tmp_path_factory.mktemp("model"), models[request.param])
+
+
+@given(text=TEXTS)
+@settings(max_examples=1500, deadline=None, derandomize=True)
+def test_any_text_encodes_as_sentencepiece_encodes_it(pair: Pair, text: str) -> None:
+    """Leading and many spaces, newlines, NULs, emoji, a literal space sign, and text that spells control tokens."""
+    assert pair.ours.encode_text(text) == pair.reference.encode(text)
+
+
+@given(text=TEXTS)
+@settings(max_examples=500, deadline=None, derandomize=True)
+def test_decoding_what_was_encoded_gives_what_sentencepiece_gives(pair: Pair, text: str) -> None:
+    """That is the text itself, but for a literal space sign: it comes back as a space, there as here."""
+    decoded = pair.ours.decode(pair.ours.encode_text(text))
+    assert decoded == pair.reference.decode(pair.reference.encode(text))
+    assert decoded == text.replace(SPACE, " ")
+
+
+def test_any_ids_decode_as_sentencepiece_decodes_them(pair: Pair) -> None:
+    """Broken UTF-8, control tokens inside a character, unknown, and spaces at the start included."""
+    source = random.Random(11)
+    size = pair.reference.piece_size()
+    for _ in range(3000):
+        ids = [source.choice((source.randrange(size), source.randrange(259), source.randrange(3))) for _ in range(9)]
+        assert pair.ours.decode(ids) == pair.reference.decode(ids), ids
+
+
+def test_every_run_of_spaces_encodes_as_sentencepiece_encodes_it(pair: Pair) -> None:
+    """Merges of equal score are the case that a merge list gets wrong first."""
+    for length in range(200):
+        for before, after in (("", ""), ("a", "b"), ("\n", "return"), (SPACE, "")):
+            text = before + " " * length + after
+            assert pair.ours.encode_text(text) == pair.reference.encode(text)
+
+
+def test_no_text_becomes_a_control_token(pair: Pair) -> None:
+    """The ids 0, 1 and 2 come only from our code."""
+    for text in ("<unk>", "<s>", "</s>", "a</s>b", " </s> ", "<s><s>", "\0</s>", "<<s>s>"):
+        ids = pair.ours.encode_text(text)
+        assert not {0, 1, 2} & set(ids)
+        assert pair.ours.decode(ids) == text
+
+
+def test_text_that_spells_a_byte_piece_is_not_that_byte(pair: Pair) -> None:
+    ids = pair.ours.encode_text("<0x41>")
+    assert pair.bundle.pieces.index(("<0x41>", PieceKind.BYTE)) not in ids
+    assert pair.ours.decode(ids) == "<0x41>"
+
+
+def test_a_literal_space_sign_is_a_space(pair: Pair) -> None:
+    """U+2581 has no encoding of its own in SentencePiece either."""
+    assert pair.ours.encode_text(f"a{SPACE}b") == pair.ours.encode_text("a b") == pair.reference.encode(f"a{SPACE}b")
+
+
+def test_empty_text_has_no_tokens(pair: Pair) -> None:
+    """Not even the space before the text."""
+    assert pair.ours.encode_text("") == pair.reference.encode("") == []
+    assert pair.ours.encode_spans("") == []
+    assert pair.ours.encode_prompt("") == [1]
+    assert pair.ours.decode([]) == ""
+
+
+def test_a_prompt_is_bos_and_its_text(pair: Pair) -> None:
+    assert pair.ours.encode_prompt("Hello  there") == [1, *pair.reference.encode("Hello  there")]
+
+
+@given(text=TEXTS)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_spans_cover_the_text_in_order(pair: Pair, text: str) -> None:
+    """Each span's characters are what its tokens decode to; byte pieces of one character share its span."""
+    spans = pair.ours.encode_spans(text)
+    assert [span.id for span in spans] == pair.ours.encode_text(text)
+    covered = sorted({(span.start, span.end) for span in spans})
+    assert "".join(text[start:end] for start, end in covered) == text
+    for span in spans:
+        piece = pair.bundle.pieces[span.id]
+        if piece.kind is not PieceKind.BYTE:
+            shown = text[span.start : span.end].replace(" ", SPACE)
+            assert piece.text in (shown, SPACE + shown)
+
+
+def test_decoding_an_id_the_model_lacks_is_refused(pair: Pair) -> None:
+    for id_ in (-1, pair.bundle.vocab_size):
+        with pytest.raises(ValueError, match=f"token id {id_} is not in 0"):
+            pair.ours.decode([id_])
+
+
+def test_rows_that_pad_the_embedding_have_no_text(tmp_path: Path) -> None:
+    serialized = train_llama2_like()
+    size = sentencepiece.SentencePieceProcessor(model_proto=serialized).piece_size()
+    folder = write_model_folder(tmp_path, serialized, vocab_size=size + 64)
+    tokenizer = PromptTokenizer(build_bundle(folder, quantization="fp16"))
+    assert tokenizer.decode([size, size + 63]) == ""
+
+
+def test_threads_may_share_a_tokenizer(pair: Pair) -> None:
+    texts = [f"thread {number} " * 50 for number in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        encoded: Iterator[list[int]] = pool.map(pair.ours.encode_text, texts)
+        assert list(encoded) == [pair.reference.encode(text) for text in texts]
