@@ -1,0 +1,264 @@
+"""Makes a LlamaModel of a model folder: reads saved weights or quantizes them by bitsandbytes, and fuses layers.
+
+Never imports transformers; its BitsAndBytesConfig gives the same bytes (tests/engine/test_loader_bytes.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worker.engine.attention import make_attention
+from worker.engine.checkpoint import BrokenCheckpoint, Checkpoint
+from worker.engine.config import LlamaConfig, Quantization, UnsupportedModel
+from worker.engine.kv_tensors import KVTensors, free_gpu_bytes, num_blocks_in
+from worker.engine.linear import Linear, ResidentBudget, make_linear
+from worker.engine.model import LlamaLayer, LlamaModel, LlamaWeights
+from worker.engine.weights import (
+    NF4_CODES,
+    DenseWeight,
+    Int8Weight,
+    LinearWeight,
+    NestedAbsmax,
+    Nf4Weight,
+    concatenate_rows,
+)
+
+CPU_RESIDENT_BYTES = 2 << 30  # float32 copies of dequantized weights that the CPU path keeps
+CPU_KV_BYTES = 256 << 20  # when the caller names no size
+GPU_KV_FRACTION = 0.9  # of the memory that is free once the weights are there; the rest is for activations
+NF4_BLOCK_SIZE = 64  # transformers' default
+
+
+def load_model(
+    folder: Path,
+    quantization: Quantization,
+    device: torch.device,
+    *,
+    kv_blocks: int | None = None,
+    kv_bytes: int | None = None,
+    block_size: int = 16,
+    resident_bytes: int = CPU_RESIDENT_BYTES,
+    progress: Callable[[float], None] = lambda _: None,
+) -> LlamaModel:
+    """Load a Hugging Face folder that is unquantized, or that transformers saved in 8 or 4 bits.
+
+    Args:
+        folder: holds config.json and safetensors.
+        quantization: how the linear layers shall be stored; an unquantized folder is quantized on `device`.
+        device: "cpu" or a CUDA device.
+        kv_blocks: blocks of the KV cache; or
+        kv_bytes: its size. With neither it takes 90 % of the free GPU memory, or 256 MiB on the CPU.
+        block_size: positions in one block.
+        resident_bytes: bound on float32 copies of weights; CPU only.
+        progress: called with the fraction loaded, 0 to 1, rising; on the caller's thread.
+
+    Raises UnsupportedModel for a model that the engine does not run or bytes that are already quantized otherwise,
+    BrokenCheckpoint for missing or misshapen tensors, ValueError if the KV cache does not fit its budget.
+    """
+    config = LlamaConfig.from_folder(folder)
+    with Checkpoint(folder) as checkpoint:
+        source = FolderSource(checkpoint, config, quantization, device)
+        weights = load_weights(source, config, resident_bytes, progress)
+    model = build_model(config, weights, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size)
+    progress(1.0)
+    return model
+
+
+def build_model(
+    config: LlamaConfig, weights: LlamaWeights, *, kv_blocks: int | None, kv_bytes: int | None, block_size: int
+) -> LlamaModel:
+    """Put a KV cache beside weights that are on their device. Arguments and errors are those of `load_model`."""
+    device = weights.embedding.device
+    on_cpu = device.type == "cpu"
+    dtype = torch.float32 if on_cpu else torch.float16
+    if kv_blocks is None:
+        if kv_bytes is None:
+            kv_bytes = CPU_KV_BYTES if on_cpu else free_gpu_bytes(device, GPU_KV_FRACTION)
+        kv_blocks = num_blocks_in(config, kv_bytes, block_size, dtype)
+    kv = KVTensors(config, num_blocks=kv_blocks, block_size=block_size, dtype=dtype, device=device)
+    return LlamaModel(config, weights, kv, make_attention(kv, device))
+
+
+class WeightSource(Protocol):
+    """Where weights come from: each, when asked for by its Hugging Face name, on the device of the model."""
+
+    def vector(self, name: str) -> Tensor:
+        """A norm's weight, float32."""
+        ...
+
+    def matrix(self, name: str) -> Tensor:
+        """A weight that is never quantized, in the dtype of the model."""
+        ...
+
+    def linear(self, module: str, shape: tuple[int, int]) -> LinearWeight:
+        """The weight [N, K] of a decoder's linear layer, as it shall be stored."""
+        ...
+
+
+def load_weights(
+    source: WeightSource, config: LlamaConfig, resident_bytes: int, progress: Callable[[float], None]
+) -> LlamaWeights:
+    """Take every weight from `source` and fuse what one product can do. Arguments and errors as for `load_model`."""
+    resident = ResidentBudget(resident_bytes)
+    embedding = source.matrix("model.embed_tokens.weight")
+    if embedding.shape != (config.vocab_size, config.hidden_size):
+        raise BrokenCheckpoint(f"the embedding is {tuple(embedding.shape)}; config.json makes it otherwise")
+    layers = []
+    for index in range(config.num_layers):
+        progress(index / config.num_layers)
+        layers.append(_load_layer(source, config, f"model.layers.{index}", resident))
+    head = DenseWeight(embedding if config.tie_word_embeddings else source.matrix("lm_head.weight"))
+    return LlamaWeights(
+        embedding=embedding,
+        layers=tuple(layers),
+        final_norm=source.vector("model.norm.weight"),
+        lm_head=make_linear(head, resident),
+    )
+
+
+class FolderSource:
+    """The weights of one folder as they shall be stored, one by one, on the device."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: LlamaConfig, quantization: Quantization, device: torch.device
+    ) -> None:
+        saved = config.saved_quantization
+        if quantization is Quantization.AS_SAVED:
+            quantization = saved
+        if saved not in (quantization, Quantization.NONE):
+            raise UnsupportedModel(
+                f"{checkpoint.folder} is saved as {saved.value}; it cannot be made {quantization.value}"
+            )
+        self._checkpoint = checkpoint
+        self._quantization = quantization
+        self._quantizes = quantization is not saved
+        self._dtype = getattr(torch, config.dtype) if config.dtype else None
+        self._device = device
+
+    def vector(self, name: str) -> Tensor:
+        """A norm's weight: float32."""
+        return self._dense(name).to(self._device).float()
+
+    def matrix(self, name: str) -> Tensor:
+        """A weight that is never quantized, in the dtype of the model."""
+        return self._dense(name).to(self._device)
+
+    def linear(self, module: str, shape: tuple[int, int]) -> LinearWeight:
+        """The weight of a linear layer [N, K]: read if the checkpoint is quantized, else quantized now.
+
+        Raises BrokenCheckpoint if its shape is not `shape`.
+        """
+        weight = self._stored(module)
+        if weight.shape != shape:
+            raise BrokenCheckpoint(f"{module} is {weight.shape}; config.json makes it {shape}")
+        return weight
+
+    def _stored(self, module: str) -> LinearWeight:
+        if f"{module}.SCB" in self._checkpoint:
+            return self._saved_int8(module)
+        if f"{module}.weight.absmax" in self._checkpoint:
+            return self._saved_nf4(module)
+        dense = self._dense(f"{module}.weight").to(self._device)
+        if not self._quantizes:
+            return DenseWeight(dense)
+        if self._quantization is Quantization.INT8:
+            return quantize_int8(dense)
+        return quantize_nf4(dense, double=self._quantization is Quantization.NF4_DQ)
+
+    def _dense(self, name: str) -> Tensor:
+        tensor = self._checkpoint.tensor(name)
+        if not tensor.is_floating_point():
+            raise BrokenCheckpoint(f"{name} is {tensor.dtype} without the scales that belong to it")
+        return tensor if self._dtype is None else tensor.to(self._dtype)
+
+    def _on_device(self, name: str) -> Tensor:
+        return self._checkpoint.tensor(name).to(self._device)
+
+    def _saved_int8(self, module: str) -> Int8Weight:
+        layout = f"{module}.weight_format"
+        if layout in self._checkpoint and int(self._checkpoint.tensor(layout)) != 0:
+            raise UnsupportedModel(f"{module} is stored in a GPU's tile order; this engine reads rows")
+        return Int8Weight(self._on_device(f"{module}.weight"), self._on_device(f"{module}.SCB").float())
+
+    def _saved_nf4(self, module: str) -> Nf4Weight:
+        weight = f"{module}.weight"
+        state_name = f"{weight}.quant_state.bitsandbytes__nf4"
+        if not torch.equal(self._checkpoint.tensor(f"{weight}.quant_map"), torch.tensor(NF4_CODES)):
+            raise UnsupportedModel(f"{module} has a code book of its own; this engine reads NF4's")
+        state = json.loads(bytes(self._checkpoint.tensor(state_name).tolist()))
+        absmax: Tensor | NestedAbsmax = self._on_device(f"{weight}.absmax")
+        if f"{weight}.nested_absmax" in self._checkpoint:
+            absmax = NestedAbsmax(
+                codes=self._on_device(f"{weight}.absmax"),
+                code_book=self._on_device(f"{weight}.nested_quant_map"),
+                group_absmax=self._on_device(f"{weight}.nested_absmax"),
+                offset=torch.tensor(state["nested_offset"], dtype=torch.float32, device=self._device),
+                group_size=state["nested_blocksize"],
+            )
+        packed = self._on_device(weight).view(torch.uint8).flatten()
+        return _checked_nf4(Nf4Weight(packed, absmax, tuple(state["shape"]), state["blocksize"]))
+
+
+def quantize_int8(dense: Tensor) -> Int8Weight:
+    """LLM.int8 bytes of a [N, K] weight, as transformers makes them: from float16, whatever dtype it had."""
+    from bitsandbytes.functional import int8_vectorwise_quant  # takes seconds to import
+
+    codes, row_absmax, _ = int8_vectorwise_quant(dense.to(torch.float16).contiguous())
+    return Int8Weight(codes, row_absmax)
+
+
+def quantize_nf4(dense: Tensor, *, double: bool) -> Nf4Weight:
+    """NF4 bytes of a [N, K] weight, as transformers makes them by default; `double` quantizes the absmax values too."""
+    from bitsandbytes.functional import quantize_4bit  # takes seconds to import
+
+    packed, state = quantize_4bit(
+        dense.contiguous(), blocksize=NF4_BLOCK_SIZE, compress_statistics=double, quant_type="nf4"
+    )
+    absmax: Tensor | NestedAbsmax = state.absmax
+    if double:
+        absmax = NestedAbsmax(
+            codes=state.absmax,
+            code_book=state.state2.code,
+            group_absmax=state.state2.absmax,
+            offset=state.offset,
+            group_size=state.state2.blocksize,
+        )
+    return _checked_nf4(Nf4Weight(packed.flatten(), absmax, (dense.shape[0], dense.shape[1]), state.blocksize))
+
+
+def _checked_nf4(weight: Nf4Weight) -> Nf4Weight:
+    if weight.shape[1] % weight.block_size:
+        raise UnsupportedModel(f"rows of {weight.shape[1]} weights are not whole NF4 blocks of {weight.block_size}")
+    return weight
+
+
+def _load_layer(source: WeightSource, config: LlamaConfig, layer: str, resident: ResidentBudget) -> LlamaLayer:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    rows = {"q": query, "k": kv, "v": kv, "o": hidden, "gate": inner, "up": inner, "down": hidden}
+
+    def fused(block: str, names: Sequence[str], inputs: int) -> Linear:
+        parts = [source.linear(f"{layer}.{block}.{name}_proj", (rows[name], inputs)) for name in names]
+        return make_linear(_concatenated(parts, layer), resident)
+
+    return LlamaLayer(
+        attention_norm=source.vector(f"{layer}.input_layernorm.weight"),
+        qkv=fused("self_attn", ("q", "k", "v"), hidden),
+        attention_out=fused("self_attn", ("o",), query),
+        mlp_norm=source.vector(f"{layer}.post_attention_layernorm.weight"),
+        gate_up=fused("mlp", ("gate", "up"), hidden),
+        down=fused("mlp", ("down",), inner),
+    )
+
+
+def _concatenated(parts: Sequence[LinearWeight], layer: str) -> LinearWeight:
+    try:
+        return concatenate_rows(parts)
+    except ValueError as error:
+        raise UnsupportedModel(f"{layer}: {error}") from error

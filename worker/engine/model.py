@@ -1,0 +1,113 @@
+"""The Llama forward pass over a paged KV cache. Knows neither the device nor how weights are stored.
+
+Source: Touvron et al. 2023, arXiv:2307.09288; grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worker.engine.attention import Attention, plan_step
+from worker.engine.batch import SequenceSlice
+from worker.engine.config import LlamaConfig
+from worker.engine.kv_tensors import KVTensors
+from worker.engine.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaLayer:
+    """One decoder layer. Norm weights are [hidden] float32; rows of `qkv` are all of q, then k, then v."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    attention_out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaWeights:
+    """Everything a model has learned, on its device. `embedding` is [V, hidden]."""
+
+    embedding: Tensor
+    layers: tuple[LlamaLayer, ...]
+    final_norm: Tensor
+    lm_head: Linear
+
+
+class LlamaModel:
+    """A Llama with its KV cache: runs the slices of a step. The engine's `ForwardModel`."""
+
+    def __init__(self, config: LlamaConfig, weights: LlamaWeights, kv: KVTensors, attention: Attention) -> None:
+        self.config = config
+        self.kv = kv
+        self.block_size = kv.block_size
+        self.num_blocks = kv.num_blocks
+        self.max_context = min(config.max_position_embeddings, kv.num_blocks * kv.block_size)
+        self.vocab_size = config.vocab_size
+        self._weights = weights
+        self._attention = attention
+        self._device = weights.embedding.device
+        self._cos, self._sin = _rotary_tables(config, self.max_context, self._device)
+
+    @torch.inference_mode()
+    def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
+        """Run the slices, write their keys and values, and return the logits that are wanted.
+
+        Returns:
+            [number of slices that want logits, V] float32, in slice order, on the model's device.
+        """
+        plan = plan_step(slices, self.block_size, self._device)
+        cos, sin = self._cos[plan.positions], self._sin[plan.positions]
+        eps = self.config.rms_norm_eps
+        x = F.embedding(plan.token_ids, self._weights.embedding).float()  # the residual stream: [T, hidden] float32
+        for index, layer in enumerate(self._weights.layers):
+            query, key, value = self._split_heads(layer.qkv(_rms_norm(x, layer.attention_norm, eps)))
+            self.kv.write(index, _rotate(key, cos, sin), value, plan.slots, plan.fresh_blocks)
+            mixed = self._attention(index, _rotate(query, cos, sin), plan)
+            x = x + layer.attention_out(mixed.flatten(1))
+            gate, up = layer.gate_up(_rms_norm(x, layer.mlp_norm, eps)).chunk(2, dim=1)
+            x = x + layer.down(_silu(gate) * up)
+        if not plan.logit_rows.numel():
+            return x.new_empty(0, self.vocab_size)
+        return self._weights.lm_head(_rms_norm(x[plan.logit_rows], self._weights.final_norm, eps)).float()
+
+    def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, (H + 2 kv heads) * D] to queries [T, H, D], keys and values [T, kv heads, D]."""
+        heads = qkv.view(qkv.shape[0], -1, self.config.head_dim)
+        num_kv_heads = self.config.num_kv_heads
+        query, key, value = torch.split(heads, [self.config.num_heads, num_kv_heads, num_kv_heads], dim=1)
+        return query, key, value
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def _silu(gate: Tensor) -> Tensor:
+    """[T, N] to float32. Written out: torch's own silu rounds the last values of a row differently on the CPU."""
+    gate = gate.float()
+    return gate / (1 + torch.exp(-gate))
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of [T, heads, D] by [T, D/2] angles; dimension i turns with i + D/2. To float32.
+
+    Source: Su et al. 2021, arXiv:2104.09864, in the layout of Hugging Face checkpoints.
+    """
+    first, second = heads.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _rotary_tables(config: LlamaConfig, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [num_positions, D/2] float32, computed on the CPU for every device."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), 1.0 / config.rope_theta**exponents)
+    return angles.cos().to(device), angles.sin().to(device)
