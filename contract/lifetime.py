@@ -53,10 +53,12 @@ def spawn(
         env: the child's whole environment; None hands on this process' own.
         pass_fds: file descriptors that stay open under the same number.
     """
-    launcher = (sys.executable, "-SEsP", os.path.abspath(__file__), str(os.getpid()))
-    return subprocess.Popen(
-        [*launcher, *command], env=env, pass_fds=pass_fds, stdout=stdout, stderr=stderr, process_group=0
-    )
+    return subprocess.Popen(bound(command), env=env, pass_fds=pass_fds, stdout=stdout, stderr=stderr, process_group=0)
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """The command that runs `command` as a child that dies with this process, for another way to start it."""
+    return [sys.executable, "-SEsP", os.path.abspath(__file__), str(os.getpid()), *command]
 
 
 def _launch(parent_pid: str, *command: str) -> None:

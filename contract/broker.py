@@ -1,0 +1,373 @@
+"""The Redis protocol as typed calls: each method is one script or one command of the table in ARCHITECTURE.md.
+
+Every write is a script that is idempotent under retry, so a caller may repeat any call whose reply was lost.
+Errors of the connection come out as BrokerDown.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Self
+
+from redis.exceptions import NoScriptError, ResponseError
+
+from contract import connection, keys
+from contract.connection import Client, ServerUnfit, broker_errors
+from contract.errors import Overloaded, RequestIdReused, UnknownGeneration
+from contract.log_entries import parse_inbox_row, parse_log_entry
+from contract.messages import EndReason, Job, LogEntry, TokenRow, encode_choice_ends
+from contract.outcomes import (
+    Delivered,
+    InboxRow,
+    NotTaken,
+    Record,
+    RowOutcome,
+    RowReply,
+    Standing,
+    State,
+    StepRow,
+    Submitted,
+    Taken,
+    WorkerBeat,
+)
+from contract.parsing import parse_record, parse_row_reply, parse_standing, parse_taken
+from contract.scripts import load_script
+
+__all__ = [
+    "Broker",
+    "Delivered",
+    "InboxRow",
+    "NotTaken",
+    "Record",
+    "RowOutcome",
+    "RowReply",
+    "ServerUnfit",
+    "Standing",
+    "State",
+    "StepRow",
+    "Submitted",
+    "Taken",
+    "WorkerBeat",
+    "new_lease",
+]
+
+MAX_CRASHES = 3  # a generation that ended this many workers is poison
+SLACK_MS = 900_000  # a record outlives its deadline and window by this, so that it is closed, not forgotten
+GRACE_MS = 2_000  # past the deadline, before anybody may close in the owner's place
+MODEL_TTL_MS = 7 * 24 * 3_600_000
+
+
+def new_lease() -> str:
+    """A random 64-bit value: compared for equality, never ordered."""
+    return secrets.token_hex(8)
+
+
+class Broker:
+    """One process' door to Redis. All calls may be made concurrently."""
+
+    def __init__(self, client: Client) -> None:
+        self._client: Any = client  # redis-py's own types do not tell sync from async replies
+
+    @classmethod
+    def connect(cls, url: str) -> Self:
+        """A broker at redis://, rediss://, unix:///path or redis+cluster://host:port; connects when first used."""
+        return cls(connection.connect(url))
+
+    async def close(self) -> None:
+        """Give every connection back."""
+        await self._client.aclose()
+
+    async def check_server(self) -> None:
+        """Refuse a Redis that would evict or cannot run the scripts, or a herd of another shape. Raises ServerUnfit."""
+        with broker_errors():
+            server = await self._client.info("server")
+            memory = await self._client.info("memory")
+            if "redis_version" not in server:  # a cluster answers by node
+                server, memory = next(iter(server.values())), next(iter(memory.values()))
+            version = tuple(int(part) for part in str(server["redis_version"]).split(".")[:2])
+            if version < (7, 0):
+                raise ServerUnfit(f"Redis {server['redis_version']}; 7.0 or later is needed")
+            policy = memory.get("maxmemory_policy", "noeviction")
+            if policy != "noeviction":
+                raise ServerUnfit(f"maxmemory-policy is {policy}; it must be noeviction, or tokens are lost")
+            await self._client.hsetnx(keys.META, "shards", keys.SHARDS)
+            shards = int(await self._client.hget(keys.META, "shards"))
+        if shards != keys.SHARDS:
+            raise ServerUnfit(f"this herd has {shards} shards, this process knows {keys.SHARDS}")
+
+    async def now_ms(self) -> int:
+        """Redis' clock, by which all stored times are."""
+        with broker_errors():
+            seconds, micros = await self._client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    # --- gateway ---------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self, job: Job, *, caller: str, digest: str, gateway_id: str, max_waiting: int, window_ms: int
+    ) -> Submitted:
+        """Queue a generation, or attach to the one that stands under its id.
+
+        Raises Overloaded, RequestIdReused (another digest), UnknownGeneration (another caller's).
+        """
+        generation_id = job.generation_id
+        answer = await self._run(
+            "submit",
+            [keys.record(generation_id), keys.queue(job.model, job.job_class)],
+            [
+                *(keys.TAG, generation_id, caller, digest, job.to_bytes(), gateway_id),
+                *(max_waiting, window_ms, job.stopping.max_time_ms, SLACK_MS),
+            ],
+        )
+        match answer[0]:
+            case b"QUEUED":
+                return Submitted(generation_id, False, State.QUEUED, 0, int(answer[1]), int(answer[2]))
+            case b"ATTACHED":
+                state = State(answer[1].decode())
+                return Submitted(generation_id, True, state, int(answer[2]), 0, int(answer[3]))
+            case b"OVERLOADED":
+                raise Overloaded(int(answer[1]), max_waiting, 1.0)
+            case b"CONFLICT":
+                raise RequestIdReused(generation_id)
+            case _:
+                raise UnknownGeneration(generation_id)
+
+    async def attach(self, generation_id: str, *, caller: str, gateway_id: str) -> Record:
+        """Register as a reader, before the log is read. Raises UnknownGeneration."""
+        answer = await self._run("attach", [keys.record(generation_id)], [caller, gateway_id])
+        if answer is None:
+            raise UnknownGeneration(generation_id)
+        return parse_record(answer)
+
+    async def record(self, generation_id: str, *, caller: str) -> Record:
+        """The record as it stands; registers nobody. Raises UnknownGeneration."""
+        return await self.attach(generation_id, caller=caller, gateway_id="")
+
+    async def leave(self, generation_id: str, *, gateway_id: str) -> None:
+        """This gateway has no stream of the generation any more; the last one starts the resume window."""
+        await self._run("leave", [keys.record(generation_id)], [keys.TAG, generation_id, gateway_id])
+
+    async def cancel(self, generation_id: str, *, caller: str) -> tuple[State, EndReason | None]:
+        """End a generation; (state now, reason once finished). Raises UnknownGeneration."""
+        answer = await self._run("cancel", [keys.record(generation_id)], [keys.TAG, generation_id, caller])
+        if answer is None:
+            raise UnknownGeneration(generation_id)
+        return State(answer[0].decode()), EndReason(answer[1].decode()) if answer[1] else None
+
+    async def expire(self, generation_id: str) -> bool:
+        """Close a generation that is past its deadline and grace; whether this call did."""
+        return bool(await self._run("expire", [keys.record(generation_id)], [keys.TAG, generation_id, GRACE_MS]))
+
+    async def standings(self, generation_ids: Sequence[str]) -> list[Standing | None]:
+        """Where each log stands, in one round trip; None for a record that is gone."""
+        if not generation_ids:
+            return []
+        with broker_errors():
+            async with self._client.pipeline(transaction=False) as pipe:
+                for generation_id in generation_ids:
+                    pipe.hmget(keys.record(generation_id), "state", "T", "chain", "attempt")
+                answers = await pipe.execute()
+        return [parse_standing(answer) for answer in answers]
+
+    async def queue_position(self, generation_id: str) -> int | None:
+        """How many undelivered jobs stand before it; None once it is delivered."""
+        position = int(await self._run("position", [keys.record(generation_id)], []))
+        return None if position < 0 else position
+
+    async def read_log(self, generation_id: str, from_position: int = 0) -> list[LogEntry]:
+        """Every entry that holds a token at or after `from_position`, the marks there, and the end if there is one."""
+        with broker_errors():
+            entries = await self._client.xrange(keys.log(generation_id), min=f"{from_position}-0")
+        parsed = [parse_log_entry(entry_id, fields) for entry_id, fields in entries]
+        return [e for e in parsed if not (isinstance(e, TokenRow) and e.end <= from_position)]
+
+    async def gateway_beat(self, gateway_id: str) -> bool:
+        """Live on, and keep the inbox; True if it had to be made (rows were lost: fill every stream)."""
+        return bool(await self._run("gateway_beat", [keys.gateway(gateway_id), keys.inbox(gateway_id)], []))
+
+    async def gateway_gone(self, gateway_id: str) -> None:
+        """A clean stop: the inbox and the heartbeat go at once."""
+        with broker_errors():
+            await self._client.delete(keys.inbox(gateway_id), keys.gateway(gateway_id))
+
+    async def read_inbox(self, gateway_id: str, last_id: str, *, block_ms: int) -> tuple[str, list[InboxRow]]:
+        """Rows after `last_id` ('0' at first), waiting for one up to `block_ms`; and the id to go on from."""
+        with broker_errors():
+            answer = await self._client.xread({keys.inbox(gateway_id): last_id}, count=64, block=block_ms or None)
+        rows: list[InboxRow] = []
+        for _, entries in answer or []:
+            for entry_id, fields in entries:
+                last_id = entry_id.decode()
+                rows += [parse_inbox_row(k, v) for k, v in fields.items() if k != b"hello"]
+        return last_id, rows
+
+    async def pool(self) -> list[WorkerBeat]:
+        """Every worker that has beaten within a minute. Whether it lives the observer tells by its counter."""
+        with broker_errors():
+            names = [name.decode() for name in await self._client.zrange(keys.POOL, 0, -1)]
+            async with self._client.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hgetall(keys.worker(name))
+                hashes = await pipe.execute() if names else []
+        found = []
+        for name, raw in zip(names, hashes, strict=True):
+            fields = {k.decode(): v.decode() for k, v in raw.items()}
+            if beat := fields.pop("beat", ""):
+                found.append(WorkerBeat(name, beat, fields))
+        return found
+
+    async def models(self) -> dict[str, str]:
+        """Every model that workers have announced, with the digest of its bundle."""
+        prefix = keys.model("")
+        with broker_errors():
+            names = [key.decode().removeprefix(prefix) async for key in self._client.scan_iter(match=f"{prefix}*")]
+            digests = [await self._client.hget(keys.model(name), "digest") for name in names]
+        return {name: digest.decode() for name, digest in zip(names, digests, strict=True) if digest}
+
+    async def bundle(self, digest: str) -> bytes | None:
+        """The bytes of a model bundle."""
+        with broker_errors():
+            found: bytes | None = await self._client.get(keys.bundle(digest))
+        return found
+
+    # --- worker ----------------------------------------------------------------------------------------------------
+
+    async def announce(self, model: str, digest: str, bundle: bytes) -> None:
+        """Publish what this worker serves, and make the model's jobs streams. Repeat it while serving: it expires."""
+        with broker_errors():
+            await self._client.set(keys.bundle(digest), bundle, px=MODEL_TTL_MS)
+            await self._client.hset(keys.model(model), mapping={"digest": digest})
+            await self._client.pexpire(keys.model(model), MODEL_TTL_MS)
+            for job_class in keys.CLASSES:
+                try:
+                    await self._client.xgroup_create(keys.queue(model, job_class), keys.GROUP, "0", mkstream=True)
+                except ResponseError as error:
+                    if "BUSYGROUP" not in str(error):
+                        raise
+
+    async def worker_beat(self, worker_id: str, fields: Mapping[str, str]) -> int:
+        """Live on, and say what we do; Redis' time in milliseconds."""
+        said = [part for pair in fields.items() for part in pair]
+        return int(await self._run("worker_beat", [keys.worker(worker_id), keys.POOL], [worker_id, *said]))
+
+    async def read_jobs(
+        self, worker_id: str, model: str, job_class: str, *, count: int, block_ms: int
+    ) -> list[Delivered]:
+        """New entries of one class, waiting up to `block_ms` (0: not at all) for the first."""
+        stream = keys.queue(model, job_class)
+        with broker_errors():
+            answer = await self._client.xreadgroup(
+                keys.GROUP, worker_id, {stream: ">"}, count=count, block=block_ms or None
+            )
+        entries = answer[0][1] if answer else []
+        return [Delivered(stream, entry_id.decode(), fields[b"g"].decode()) for entry_id, fields in entries]
+
+    async def adopt(self, worker_id: str, model: str, *, max_jobs: int, alone: bool) -> list[Delivered]:
+        """Entries that others left behind, now pending to us; classes in order. take() follows for each."""
+        adopted: list[Delivered] = []
+        for job_class in keys.CLASSES:
+            wanted = max_jobs - len(adopted)
+            if wanted <= 0:
+                break
+            stream = keys.queue(model, job_class)
+            is_alone = int(alone and not adopted)
+            rows = await self._run("adopt", [stream], [keys.TAG, worker_id, wanted, is_alone, MAX_CRASHES])
+            adopted += [Delivered(stream, entry_id.decode(), generation.decode()) for entry_id, generation in rows]
+        return adopted
+
+    async def take(self, entry: Delivered, *, worker_id: str, lease: str) -> Taken | NotTaken:
+        """Turn an entry that is pending to us into a lease. Repeat with the same lease after a lost reply."""
+        generation_id = entry.generation_id
+        answer = await self._run(
+            "take",
+            [keys.record(generation_id), keys.log(generation_id), entry.stream],
+            [keys.TAG, generation_id, worker_id, lease, entry.entry_id, MAX_CRASHES],
+        )
+        if answer[0] != b"OK":
+            return NotTaken.LOST if answer[0] == b"LOST" else NotTaken.DROPPED
+        return parse_taken(answer[1:], entry, lease)
+
+    async def step(self, rows: Sequence[StepRow]) -> list[RowReply]:
+        """Append what one step made, every generation's row in one script call; one reply a row."""
+        where: list[str] = []
+        arguments: list[Any] = [keys.TAG]
+        for row in rows:
+            where += [keys.record(row.generation_id), keys.log(row.generation_id)]
+            arguments += [row.generation_id, row.lease, row.t0, row.num_tokens, row.chain0, row.chain1, row.body]
+            arguments += [encode_choice_ends(row.choice_ends), row.end or "", encode_choice_ends(row.end_choices)]
+            arguments.append(row.error)
+        return [parse_row_reply(answer) for answer in await self._run("step", where, arguments)]
+
+    async def release(self, entry: Delivered, *, worker_id: str, lease: str | None) -> bool:
+        """Hand an entry back uncharged; `lease` None: it is pending to us, but we do not hold it."""
+        where = [keys.record(entry.generation_id), entry.stream]
+        return bool(await self._run("release", where, [worker_id, lease or "*", entry.entry_id, keys.WAKE]))
+
+    async def reap(self, worker_id: str, beat_seen: str, model: str) -> int | None:
+        """Free all that a dead worker held; how many entries, or None if it has beaten since `beat_seen`."""
+        where = [keys.worker(worker_id), keys.POOL, *_queues(model)]
+        total = 0
+        while True:
+            answer = await self._run("reap", where, [keys.TAG, worker_id, beat_seen, keys.WAKE])
+            if answer == b"ALIVE":
+                return None
+            total += int(answer[0])
+            if not answer[1]:
+                return total
+
+    async def consumers(self, model: str) -> list[str]:
+        """Workers that hold or once asked for entries of this model."""
+        found: set[str] = set()
+        with broker_errors():
+            for stream in _queues(model):
+                try:
+                    found |= {c["name"].decode() for c in await self._client.xinfo_consumers(stream, keys.GROUP)}
+                except ResponseError:
+                    continue  # no such stream yet
+        return sorted(found - {keys.FREE})
+
+    async def own_pending(self, worker_id: str, model: str) -> list[Delivered]:
+        """Every entry that is pending to us. One whose job is gone is acked here."""
+        found: list[Delivered] = []
+        with broker_errors():
+            for stream in _queues(model):
+                try:
+                    pending = await self._client.xpending_range(stream, keys.GROUP, "-", "+", 1000, worker_id)
+                except ResponseError:
+                    continue  # no such stream yet
+                for row in pending:
+                    entry_id = row["message_id"].decode()
+                    entries = await self._client.xrange(stream, entry_id, entry_id)
+                    if entries:
+                        found.append(Delivered(stream, entry_id, entries[0][1][b"g"].decode()))
+                    else:
+                        await self._client.xack(stream, keys.GROUP, entry_id)
+        return found
+
+    async def leases(self, generation_ids: Sequence[str]) -> list[tuple[str, bool]]:
+        """(lease, whether a cancel is wanted) of each, in one round trip; ('', False) for one that is gone."""
+        if not generation_ids:
+            return []
+        with broker_errors():
+            async with self._client.pipeline(transaction=False) as pipe:
+                for generation_id in generation_ids:
+                    pipe.hmget(keys.record(generation_id), "lease", "cancel")
+                answers = await pipe.execute()
+        return [((lease or b"").decode(), bool(cancel)) for lease, cancel in answers]
+
+    def listen(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Names of channels, one for each message and each new connection; see connection.listen."""
+        return connection.listen(self._client, channels)
+
+    async def _run(self, name: str, where: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """One script call; a server that does not know the script (any more) gets it with the call."""
+        script = load_script(name)
+        with broker_errors():
+            try:
+                return await self._client.evalsha(script.sha1, len(where), *where, *arguments)
+            except NoScriptError:
+                return await self._client.eval(script.body, len(where), *where, *arguments)
+
+
+def _queues(model: str) -> list[str]:
+    return [keys.queue(model, job_class) for job_class in keys.CLASSES]

@@ -1,0 +1,137 @@
+"""What the calls of the broker take and give. Frozen values; nothing here talks to Redis."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from contract.messages import ChoiceEnd, EndReason, Job, LogEntry
+
+
+class State(enum.StrEnum):
+    """Of a generation; `FREE` has run before and waits for another worker."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FREE = "free"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The generation stands: newly queued (`attached` False) or an earlier one of the same request_id."""
+
+    generation_id: str
+    attached: bool
+    state: State
+    num_tokens: int
+    position: int  # how many wait before it; 0 when attached
+    accepted_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A generation's record as a reader needs it."""
+
+    state: State
+    caller: str
+    num_tokens: int
+    chain: int
+    attempt: int
+    reason: EndReason | None
+    job: Job
+    accepted_ms: int
+    window_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A jobs entry handed to this worker: take() is to follow."""
+
+    stream: str
+    entry_id: str
+    generation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The lease is ours. `num_tokens` tokens are in the log; the worker reads them and goes on."""
+
+    job: Job
+    lease: str
+    entry: Delivered
+    attempt: int
+    num_tokens: int
+    chain: int
+    cancel: bool
+    accepted_ms: int
+    deadline_ms: int
+    now_ms: int
+
+
+class NotTaken(enum.Enum):
+    """Why an entry gave no lease."""
+
+    LOST = "lost"  # another worker has it, or it is no longer pending to us
+    DROPPED = "dropped"  # finished, expired, cancelled, poison: acked and gone
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """What one generation adds in one step. `end` closes the log."""
+
+    generation_id: str
+    lease: str
+    t0: int
+    num_tokens: int
+    chain0: int
+    chain1: int
+    body: bytes
+    choice_ends: tuple[ChoiceEnd, ...] = ()  # of choices that end in this row, while others go on
+    end: EndReason | None = None
+    end_choices: tuple[ChoiceEnd, ...] = ()  # with end DONE or CANCELLED: how every choice ended
+    error: str = ""
+
+
+class RowOutcome(enum.Enum):
+    """What became of one row of a step."""
+
+    OK = "ok"
+    DONE = "done"  # finished (by this row, or earlier under this lease)
+    FENCED = "fenced"  # the lease is another's: drop the sequence
+    BACK = "back"  # the log has fewer tokens than we thought: send again from `num_tokens`
+
+
+@dataclass(frozen=True, slots=True)
+class RowReply:
+    """The log's answer to one row: it has `num_tokens` tokens now; `cancel`: somebody wants an end."""
+
+    outcome: RowOutcome
+    num_tokens: int
+    cancel: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a log stands now; None in place of it means the record is gone."""
+
+    state: State
+    num_tokens: int
+    chain: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBeat:
+    """One worker as the pool knows it. `beat` counts up while it lives; `fields` are its own words."""
+
+    worker_id: str
+    beat: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class InboxRow:
+    """One row for one stream: an entry of its log, as a hint."""
+
+    generation_id: str
+    entry: LogEntry

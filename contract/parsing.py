@@ -1,0 +1,58 @@
+"""Replies of the scripts, parsed once at the edge."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from contract.messages import EndReason, Job
+from contract.outcomes import Delivered, Record, RowOutcome, RowReply, Standing, State, Taken
+
+_OUTCOMES = {b"OK": RowOutcome.OK, b"DONE": RowOutcome.DONE, b"FENCED": RowOutcome.FENCED, b"BACK": RowOutcome.BACK}
+
+
+def parse_record(answer: Sequence[bytes]) -> Record:
+    """What attach.lua answers."""
+    state, caller, num_tokens, chain, attempt, reason, job, accepted_ms, window_ms = answer
+    return Record(
+        state=State(state.decode()),
+        caller=caller.decode(),
+        num_tokens=int(num_tokens),
+        chain=int(chain),
+        attempt=int(attempt),
+        reason=EndReason(reason.decode()) if reason else None,
+        job=Job.from_bytes(job),
+        accepted_ms=int(accepted_ms),
+        window_ms=int(window_ms),
+    )
+
+
+def parse_taken(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken:
+    """What take.lua answers after OK."""
+    attempt, num_tokens, chain, cancel, accepted_ms, deadline_ms, now_ms, job = answer
+    return Taken(
+        job=Job.from_bytes(job),
+        lease=lease,
+        entry=entry,
+        attempt=int(attempt),
+        num_tokens=int(num_tokens),
+        chain=int(chain),
+        cancel=bool(cancel),
+        accepted_ms=int(accepted_ms),
+        deadline_ms=int(deadline_ms),
+        now_ms=int(now_ms),
+    )
+
+
+def parse_row_reply(answer: Sequence[Any]) -> RowReply:
+    """What step.lua answers for one row. A row it could not read is our own mistake."""
+    outcome, num_tokens, cancel = answer
+    if outcome not in _OUTCOMES:
+        raise ValueError(f"step refused a row: {outcome!r}")
+    return RowReply(_OUTCOMES[outcome], int(num_tokens), bool(cancel))
+
+
+def parse_standing(answer: Sequence[bytes | None]) -> Standing | None:
+    """HMGET state T chain attempt."""
+    state, num_tokens, chain, attempt = answer
+    if state is None or num_tokens is None or chain is None or attempt is None:
+        return None
+    return Standing(State(state.decode()), int(num_tokens), int(chain), int(attempt))

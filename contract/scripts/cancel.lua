@@ -1,0 +1,9 @@
+#!lua flags=allow-oom
+-- End a generation of this caller. Idempotent; the first terminal entry wins.
+-- KEYS gen
+-- ARGV tag id caller
+-- -> state reason | nil
+local m = redis.call('HMGET', KEYS[1], 'state', 'caller')
+if not m[1] or m[2] ~= ARGV[3] then return false end
+cancel(ARGV[1], ARGV[2])
+return redis.call('HMGET', KEYS[1], 'state', 'reason')

@@ -1,0 +1,80 @@
+-- What several scripts share. Prepended to each; `close` is the only way a generation ends.
+
+local GROUP, FREE = 'w', '_free'
+local MAX_ID = '18446744073709551615-18446744073709551615'
+local INBOX_MAXLEN = 20000  -- approximate; one entry is one step's rows for one gateway
+local KEEP_MS = 600000      -- a finished generation can be read for at least this long
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function num(x) return tonumber(x) or 0 end
+
+-- Rows for the inboxes of this call: gateway -> {kind .. id, value, ...}. A call puts one row of a kind for a generation,
+-- so no field stands twice in an entry (clients read an entry's fields into a map).
+local function put(box, readers, kind, id, value)
+  for gw in string.gmatch(readers or '', '[^,]+') do
+    local rows = box[gw]
+    if not rows then rows = {}; box[gw] = rows end
+    rows[#rows + 1] = kind .. id
+    rows[#rows + 1] = value
+  end
+end
+
+-- One entry for each gateway that still has an inbox; a reader that misses rows fills from the log.
+local function send(tag, box)
+  for gw, rows in pairs(box) do
+    for first = 1, #rows, 1000 do
+      redis.call('XADD', tag .. ':in:' .. gw, 'NOMKSTREAM', 'MAXLEN', '~', INBOX_MAXLEN, '*',
+        unpack(rows, first, math.min(first + 999, #rows)))
+    end
+  end
+end
+
+-- Terminal entry, state, ack and delete together. An entry that was never delivered stays in its stream until a
+-- worker reads and drops it: deleting it would blind the group's lag.
+local function close(tag, id, reason, body, err, box)
+  local gen, log = tag .. ':gen:' .. id, tag .. ':log:' .. id
+  local m = redis.call('HMGET', gen, 'T', 'q', 'entry', 'readers', 'attempt', 'accepted_ms', 'taken_ms', 'first_ms',
+    'last_ms', 'window', 'chain')
+  local times = string.format('%.0f %.0f %.0f %.0f %.0f', num(m[6]), num(m[7]), num(m[8]), num(m[9]), now_ms())
+  redis.call('XADD', log, MAX_ID, 'e', reason, 'T', m[1], 'b', body, 'a', m[5], 'm', times, 'r', err)
+  redis.call('HSET', gen, 'state', 'finished', 'reason', reason, 'owner', '', 'lease', '')
+  if redis.call('XACK', m[2], GROUP, m[3]) == 1 then redis.call('XDEL', m[2], m[3]) end
+  local keep = math.max(num(m[10]), KEEP_MS)
+  redis.call('PEXPIRE', gen, keep)
+  redis.call('PEXPIRE', log, keep)
+  put(box, m[4], 'E', id, m[1] .. ' ' .. m[1] .. ' ' .. m[11] .. '|'
+    .. reason .. ' ' .. m[5] .. ' ' .. times .. ' ' .. #err .. ' ' .. err .. body)
+end
+
+-- A cancel that nobody can act on closes; one that an owner can is flagged, and the owner is told.
+local function cancel(tag, id)
+  local gen = tag .. ':gen:' .. id
+  local m = redis.call('HMGET', gen, 'state', 'owner', 'cancel')
+  if not m[1] or m[1] == 'finished' then return end
+  if m[2] == '' then
+    local box = {}
+    close(tag, id, 'CANCELLED', '', '', box)
+    send(tag, box)
+  elseif m[3] == '' then
+    redis.call('HSET', gen, 'cancel', '1')
+    redis.call('PUBLISH', tag .. ':nudge:' .. m[2], id)
+  end
+end
+
+-- At most four gateways get rows; further ones read the log.
+local function add_reader(gen, readers, gw)
+  local have = {}
+  for name in string.gmatch(readers or '', '[^,]+') do
+    if name == gw then
+      redis.call('HSET', gen, 'unread_since', '')
+      return
+    end
+    have[#have + 1] = name
+  end
+  if #have < 4 then have[#have + 1] = gw end
+  redis.call('HSET', gen, 'readers', table.concat(have, ','), 'unread_since', '')
+end

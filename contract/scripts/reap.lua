@@ -1,0 +1,34 @@
+#!lua flags=allow-oom
+-- All that a dead worker held becomes free; it is fenced from here on. Refused if it has beaten since it was seen.
+-- A running generation is charged a crash; a queued one was not to blame.
+-- KEYS worker pool q...
+-- ARGV tag worker beat_seen wake_channel
+-- -> ALIVE | {moved, left}
+if (redis.call('HGET', KEYS[1], 'beat') or '') ~= ARGV[3] then return 'ALIVE' end
+local tag, worker, moved, left = ARGV[1], ARGV[2], 0, 0
+for k = 3, #KEYS do
+  local q = KEYS[k]
+  local pending = redis.pcall('XPENDING', q, GROUP, '-', '+', 256, worker)
+  if not pending.err then
+    for _, p in ipairs(pending) do
+      local found = redis.call('XRANGE', q, p[1], p[1])
+      if #found == 0 then redis.call('XACK', q, GROUP, p[1])
+      else
+        local gen = tag .. ':gen:' .. found[1][2][2]
+        if redis.call('HGET', gen, 'owner') == worker then
+          redis.call('HSET', gen, 'owner', '', 'lease', '', 'state', 'free')
+          redis.call('HINCRBY', gen, 'crashes', 1)
+        end
+        redis.call('XCLAIM', q, GROUP, FREE, 0, p[1], 'JUSTID')
+        moved = moved + 1
+      end
+    end
+    if #pending < 256 then redis.call('XGROUP', 'DELCONSUMER', q, GROUP, worker) else left = 1 end
+  end
+end
+if left == 0 then
+  redis.call('DEL', KEYS[1])
+  redis.call('ZREM', KEYS[2], worker)
+end
+if moved > 0 then redis.call('PUBLISH', ARGV[4], '') end
+return {moved, left}
