@@ -1,0 +1,1 @@
+"""Claims of speed, each a script that can be run again; results in RESULTS.md."""

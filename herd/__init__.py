@@ -1,0 +1,1 @@
+"""The command line: `herd up`, `generate`, `quantize`, `gateway`, `worker`."""

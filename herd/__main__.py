@@ -1,0 +1,135 @@
+"""`herd`: one command for each piece of a herd."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from herd.generate import GenerateOptions, run_generate
+from herd.up import UpOptions, run_up
+
+app = typer.Typer(
+    name="herd",
+    help="Serve a bitsandbytes-quantized Llama 2 over gRPC, and talk to it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Quantization = Annotated[
+    str, typer.Option(help="int8, nf4, nf4-dq, none, or auto: as the folder says, int8 for an unquantized one")
+]
+
+
+@app.command()
+def up(
+    model: Annotated[Path | None, typer.Option(help="a Hugging Face model folder; default: the demo model")] = None,
+    model_name: Annotated[str | None, typer.Option(help="the name callers use; default: the folder's")] = None,
+    quantization: Quantization = "auto",
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="worker processes; one GPU each where there are GPUs")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    host: Annotated[str, typer.Option(help="where to listen")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 50051,
+    insecure: Annotated[bool, typer.Option(help="allow a host beyond loopback without TLS")] = False,
+    redis_url: Annotated[str | None, typer.Option(help="a Redis of yours; default: a private valkey")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="keep the private valkey's data here; default: a temporary folder")
+    ] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="write the address here, as JSON, once all serve")] = None,
+    verbose: Annotated[bool, typer.Option(help="show the processes' logs")] = False,
+) -> None:
+    """Run everything on this machine: a private valkey, a gateway and workers."""
+    options = UpOptions(
+        model=model,
+        model_name=model_name,
+        quantization=quantization,
+        workers=workers,
+        device=device,
+        host=host,
+        port=port,
+        insecure=insecure,
+        redis_url=redis_url,
+        state_dir=state_dir,
+        ready_file=ready_file,
+        verbose=verbose,
+    )
+    raise SystemExit(run_up(options))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what the user says (or plain text, with --raw)")],
+    address: Annotated[str, typer.Option(help="host:port of a gateway", envvar="HERD_ADDRESS")] = "127.0.0.1:50051",
+    start: Annotated[bool, typer.Option("--up", help="start a private `herd up` for the occasion")] = False,
+    model: Annotated[str, typer.Option(help="the model's name; may be left out when one is served")] = "",
+    system: Annotated[str | None, typer.Option(help="a system prompt")] = None,
+    raw: Annotated[bool, typer.Option(help="continue the text as it is, without the chat format")] = False,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's")] = None,
+    top_p: Annotated[float | None, typer.Option(help="default: the model's")] = None,
+    top_k: Annotated[int | None, typer.Option(help="default: the model's")] = None,
+    seed: Annotated[int | None, typer.Option(help="default: a random one")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="default: the model's")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="a stop string; may be given several times")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="seconds until DEADLINE_EXCEEDED")] = 600.0,
+    request_id: Annotated[str | None, typer.Option(help="makes the call idempotent")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object for each message")] = False,
+    trace: Annotated[bool, typer.Option(help="print the trace id at the end")] = False,
+) -> None:
+    """Stream an answer to the terminal."""
+    options = GenerateOptions(
+        prompt=prompt,
+        address=address,
+        start=start,
+        model=model,
+        system=system,
+        raw=raw,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
+        timeout_s=timeout_s,
+        request_id=request_id,
+        as_json=as_json,
+        trace=trace,
+    )
+    raise SystemExit(run_generate(options))
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="an unquantized Hugging Face model folder")],
+    to: Annotated[str, typer.Option(help="int8, nf4 or nf4-dq")],
+    out: Annotated[Path, typer.Option(help="the folder to write; must not exist or be empty")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where to quantize")] = "auto",
+) -> None:
+    """Quantize a model folder by bitsandbytes, in the form transformers saves and loads."""
+    from herd.quantize import run_quantize  # transformers takes seconds to import
+
+    raise SystemExit(run_quantize(source, to, out, device))
+
+
+@app.command()
+def gateway() -> None:
+    """Run one gateway; settings by HERD_GATEWAY_* variables."""
+    os.execv(sys.executable, [sys.executable, "-m", "service"])
+
+
+@app.command()
+def worker() -> None:
+    """Run one worker; settings by HERD_WORKER_* variables."""
+    os.execv(sys.executable, [sys.executable, "-m", "worker"])
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How a process reports itself: spans, logs, and the names of both."""

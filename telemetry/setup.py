@@ -1,0 +1,75 @@
+"""Starts tracing in a process, by the standard OTEL_* variables. Spans leave over OTLP http/protobuf only.
+
+Never over gRPC: the worker must not load it. Without an endpoint spans are made, so that traces have ids and contexts
+cross the hops, and go nowhere.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+PROCESS_PID = "process.pid"
+FLUSH_TIMEOUT_S = 3.0  # a collector that is down must not hold up the end of a process for longer
+
+_log = logging.getLogger(__name__)
+
+
+def start_tracing(service_name: str) -> Callable[[], None]:
+    """Install this process' tracer provider, once, before the first span.
+
+    Args:
+        service_name: what the process calls itself; OTEL_SERVICE_NAME goes before it.
+
+    Returns:
+        The function that sends what is left, for at most FLUSH_TIMEOUT_S; call it last.
+    """
+    environ = os.environ
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return _nothing_to_flush
+    provider = TracerProvider(resource=_resource(service_name), shutdown_on_exit=False)
+    trace.set_tracer_provider(provider)
+    if not _exports(environ):
+        return _nothing_to_flush
+    exporter = OTLPSpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+
+    def stop_tracing() -> None:
+        flush = threading.Thread(target=provider.force_flush, name="flush-spans", daemon=True)
+        flush.start()
+        flush.join(FLUSH_TIMEOUT_S)  # force_flush's own bound does not reach an export that is being retried
+        exporter.shutdown()  # type: ignore[no-untyped-call]  # ends a retry; the SDK states no return type
+        provider.shutdown()
+
+    return stop_tracing
+
+
+def _resource(service_name: str) -> Resource:
+    """Who this process is. OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME go before `service_name`."""
+    stated = Resource.create({PROCESS_PID: os.getpid()})  # reads the environment; an unset name is "unknown_service"
+    if str(stated.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        return stated.merge(Resource({SERVICE_NAME: service_name}))
+    return stated
+
+
+def _exports(environ: Mapping[str, str]) -> bool:
+    """Whether spans leave the process: by default if and only if an endpoint is set."""
+    wanted = [name.strip() for name in environ.get("OTEL_TRACES_EXPORTER", "").split(",") if name.strip()]
+    if unknown := sorted(set(wanted) - {"otlp", "none"}):
+        _log.warning("OTEL_TRACES_EXPORTER names %s; only otlp and none are known", ", ".join(unknown))
+    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if protocol and protocol != "http/protobuf":
+        _log.warning("OTLP protocol %s is asked for; spans go over http/protobuf", protocol)
+    if wanted:
+        return "otlp" in wanted
+    return bool(environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
+def _nothing_to_flush() -> None:
+    """No span leaves this process."""
