@@ -41,7 +41,7 @@ def run_quantize(source: Path, to: str, out: Path, device: str) -> int:
     for name in CARRIED:
         if (source / name).is_file():
             shutil.copy2(source / name, out / name)
-    print(f"{out}: {to}, {sum(f.stat().st_size for f in out.iterdir()) / 1e9:.2f} GB")
+    print(f"{out}: {to}, {sum(f.stat().st_size for f in out.iterdir()) / 1e6:,.1f} MB")
     return 0
 
 
