@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -176,7 +178,7 @@ class _Herd:
                 ready = sum(fields.get("state") == "ready" for fields in pool)
                 done = sum(float(fields.get("progress", 0)) for fields in pool)
                 progress.update(task, completed=min(done, float(self.options.workers)))
-                if ready >= self.options.workers and await _listens(self.options.host, port):
+                if ready >= self.options.workers and await _serves(self.options.host, port):
                     return
                 await asyncio.sleep(0.05)
 
@@ -236,13 +238,14 @@ async def _answers(path: Path) -> bool:
         writer.close()
 
 
-async def _listens(host: str, port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection(host, port)
-    except OSError:
-        return False
-    writer.close()
-    return True
+async def _serves(host: str, port: int) -> bool:
+    """Whether the gateway says that it serves: it listens, and has seen a live worker."""
+    async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _count_gpus() -> int:

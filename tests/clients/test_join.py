@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(params=["made by a gateway", "written by hand"])
 def token_responses(request: pytest.FixtureRequest) -> list[bytes]:
-    """The bytes of successive token responses of one generation of two choices."""
+    """The bytes of successive token responses of one generation; those written by hand have two choices."""
     if request.param == "written by hand":
         return [response.SerializeToString() for response in written_responses()]
     gateway: str = request.getfixturevalue("gateway")
@@ -69,9 +69,9 @@ def generated_responses(gateway: str) -> list[bytes]:
     """Every response of a sampled generation, as it was sent."""
     spec = common_pb2.GenerationSpec(
         prompt="1, 2, 3",
-        sampling=common_pb2.Sampling(n=2, seed=7, temperature=1.0),
-        stopping=common_pb2.Stopping(max_new_tokens=24, ignore_eos=True),
-        output=common_pb2.OutputOptions(logprobs=True, top_logprobs=2),
+        sampling=common_pb2.Sampling(seed=7, temperature=1.0),
+        stopping=common_pb2.Stopping(max_new_tokens=24),
+        output=common_pb2.OutputOptions(logprobs=True),
     )
     with grpc.insecure_channel(gateway) as channel:
         generate: grpc.UnaryStreamMultiCallable[generation_pb2.GenerateRequest, bytes] = channel.unary_stream(

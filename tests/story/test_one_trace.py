@@ -1,8 +1,9 @@
 """One trace id crosses client, gateway and worker."""
 
+import asyncio
 import os
-import subprocess
 import sys
+from asyncio.subprocess import PIPE
 
 from telemetry import names
 from tests.herd_process import ROOT, herd_up
@@ -16,10 +17,11 @@ async def test_one_trace_spans_three_processes() -> None:
         env = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
         with herd_up("--device", "cpu", env=env) as herd:
             command = [sys.executable, "-m", "herd", "generate", "Count to ten", "--trace", "--address", herd.address]
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True, env={**os.environ, **env}
+            asked = await asyncio.create_subprocess_exec(
+                *command, cwd=ROOT, env={**os.environ, **env}, stdout=PIPE, stderr=PIPE
             )
-            trace_id = done.stderr.split("trace id: ")[1].strip()
+            _, said = await asyncio.wait_for(asked.communicate(), 60)
+            trace_id = said.decode().split("trace id: ")[1].split()[0]
 
             def ours() -> dict[str, ReceivedSpan]:
                 return {span.name: span for span in receiver.spans if span.trace_id == trace_id}
@@ -29,6 +31,7 @@ async def test_one_trace_spans_three_processes() -> None:
             await until(lambda: wanted <= ours().keys(), timeout_s=30)
         spans = ours()
 
+    assert said.decode().splitlines() == [f"trace id: {trace_id}"], "nothing else is said"
     assert len({span.pid for span in spans.values()}) == 3
     assert spans[names.SPAN_RPC].parent_id == spans[names.SPAN_CLIENT].span_id
     assert spans[names.SPAN_QUEUE].parent_id == spans[names.SPAN_RPC].span_id
