@@ -44,7 +44,8 @@ def start_tracing(service_name: str) -> Callable[[], None]:
         flush = threading.Thread(target=provider.force_flush, name="flush-spans", daemon=True)
         flush.start()
         flush.join(FLUSH_TIMEOUT_S)  # force_flush's own bound does not reach an export that is being retried
-        exporter.shutdown()  # type: ignore[no-untyped-call]  # ends a retry; the SDK states no return type
+        if flush.is_alive():  # ends the retry; the SDK states no return type
+            exporter.shutdown()  # type: ignore[no-untyped-call]
         provider.shutdown()
 
     return stop_tracing

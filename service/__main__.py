@@ -1,0 +1,68 @@
+"""`python -m service`: one gateway, set up by HERD_GATEWAY_* variables, until SIGTERM or SIGINT."""
+
+import asyncio
+import os
+import signal
+import sys
+
+import structlog
+from pydantic import ValidationError
+
+from contract.broker import ServerUnfit
+from service.gateway import serve
+from service.settings import GatewaySettings
+from telemetry.environment import refuse_unknown
+from telemetry.logs import start_logging
+from telemetry.setup import start_tracing
+
+SERVICE_NAME = "llamaherd-gateway"
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> int:
+    """Run; the exit status."""
+    refuse_unknown(GatewaySettings, os.environ)
+    try:
+        settings = GatewaySettings()
+    except ValidationError as error:
+        print(f"settings: {error}", file=sys.stderr)
+        return 2
+    start_logging(SERVICE_NAME, settings.log_level)
+    stop_tracing = start_tracing(SERVICE_NAME)
+    try:
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(_run(settings))
+    except (ServerUnfit, OSError, RuntimeError) as error:
+        log.error("gateway cannot run", error=str(error))
+        return 1
+    finally:
+        stop_tracing()
+    return 0
+
+
+async def _run(settings: GatewaySettings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def drain() -> None:
+        stop.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)  # a second one ends the process at once
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, drain)
+    await serve(settings, stop)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The messages of a generation's stream, each serialized: what a stream's entries become on the wire.
+
+Only token messages may be joined by concatenation; every other event is a message of its own.
+"""
+
+from collections.abc import Collection
+
+from contract.errors import DeadlinePassed, GenerationFailed, PoisonJob, ServeError
+from contract.messages import AttemptMark, ChoiceEnd, Ending, EndReason, Job, Times
+from llamaherd.v1 import common_pb2, generation_pb2
+
+NUM_CHOICES = 1  # until requests may ask for more
+
+_Response = generation_pb2.GenerateResponse
+
+
+def accepted(generation_id: str, job: Job) -> bytes:
+    """First: the id, and the settings with every default filled in."""
+    return _Response(
+        accepted=common_pb2.Accepted(
+            generation_id=generation_id,
+            prompt_tokens=len(job.prompt_ids),
+            settings=settings_of(job),
+        )
+    ).SerializeToString()
+
+
+def queued(position: int) -> bytes:
+    """While it waits: how many stand before it."""
+    return _Response(queued=common_pb2.Queued(position=position)).SerializeToString()
+
+
+def started(mark: AttemptMark) -> bytes:
+    """A worker began or goes on."""
+    return _Response(started=common_pb2.Started(attempt=mark.attempt)).SerializeToString()
+
+
+def choice_finished(end: ChoiceEnd) -> bytes:
+    """One choice is complete."""
+    return _Response(choice_finished=finish_of(end)).SerializeToString()
+
+
+def completed(ending: Ending, prompt_tokens: int) -> bytes:
+    """Last."""
+    return _Response(
+        completed=common_pb2.Completed(
+            usage=usage_of(ending, prompt_tokens), timings=timings_of(ending.times), attempts=ending.attempts
+        )
+    ).SerializeToString()
+
+
+def finish_of(end: ChoiceEnd) -> common_pb2.ChoiceFinished:
+    """How a choice ended, as the API says it."""
+    return common_pb2.ChoiceFinished(
+        choice=end.choice,
+        reason=f"FINISH_REASON_{end.reason}",
+        stop_string=end.stop_string,
+        num_tokens=end.num_tokens,
+        text=end.text,
+    )
+
+
+def usage_of(ending: Ending, prompt_tokens: int) -> common_pb2.Usage:
+    """The counts of a finished generation."""
+    return common_pb2.Usage(prompt_tokens=prompt_tokens, output_tokens=ending.num_tokens)
+
+
+def timings_of(times: Times) -> common_pb2.Timings:
+    """Durations from points in time; a point that never came gives 0, and queueing then lasted to the end."""
+    return common_pb2.Timings(
+        queue_ms=max(0, (times.taken_ms or times.ended_ms) - times.accepted_ms),
+        first_token_ms=max(0, times.first_token_ms - times.accepted_ms),
+        decode_ms=max(0, times.last_token_ms - times.first_token_ms),
+        total_ms=max(0, times.ended_ms - times.accepted_ms),
+    )
+
+
+def settings_of(job: Job) -> common_pb2.Settings:
+    """What a job really uses: the smaller bound where two bound the same, and off where this version serves no knob."""
+    sampling = common_pb2.Sampling(
+        temperature=job.sampling.temperature,
+        top_k=job.sampling.top_k,
+        top_p=job.sampling.top_p,
+        seed=job.sampling.seed,
+        min_p=0,
+        typical_p=1,
+        repetition_penalty=1,
+        frequency_penalty=0,
+        presence_penalty=0,
+        n=NUM_CHOICES,
+    )
+    stopping = common_pb2.Stopping(
+        max_new_tokens=job.stopping.max_new_tokens,
+        max_total_tokens=len(job.prompt_ids) + job.stopping.max_new_tokens,
+        max_time_ms=job.stopping.max_time_ms,
+        min_new_tokens=0,
+        stop_strings=job.stopping.stop_strings,
+        ignore_eos=False,
+    )
+    return common_pb2.Settings(model=job.model, sampling=sampling, stopping=stopping)
+
+
+def is_ok(ending: Ending) -> bool:
+    """Whether the stream ends with OK, and so with `completed`."""
+    return ending.reason in (EndReason.DONE, EndReason.CANCELLED)
+
+
+def ends_of(ending: Ending, told_choices: Collection[int] = ()) -> list[ChoiceEnd]:
+    """How the choices ended that no earlier row has told; a cancel from outside ends those that were running."""
+    ends = [end for end in ending.choice_ends if end.choice not in told_choices]
+    if ending.reason is EndReason.CANCELLED:
+        told = {end.choice for end in ending.choice_ends} | set(told_choices)
+        ends += [
+            ChoiceEnd(choice, EndReason.CANCELLED.value, ending.num_tokens)
+            for choice in range(NUM_CHOICES)
+            if choice not in told
+        ]
+    return ends
+
+
+def error_of(ending: Ending, generation_id: str) -> ServeError | None:
+    """The error a stream ends with; None where it ends with OK."""
+    match ending.reason:
+        case EndReason.DONE | EndReason.CANCELLED:
+            return None
+        case EndReason.DEADLINE:
+            return DeadlinePassed("before the generation ended")
+        case EndReason.POISON:
+            return PoisonJob(ending.attempts)
+        case EndReason.FAILED:
+            return GenerationFailed(generation_id, ending.attempts)

@@ -1,0 +1,101 @@
+"""From a call to a stream of its generation: validate, submit, and then whatever the relay brings."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from contract.broker import Broker
+from contract.errors import UnknownGeneration
+from contract.messages import Ending, Job
+from service import events, spans
+from service.admission import Admission
+from service.models import Models
+from service.relay import Relay
+from service.submit import Submitter
+from service.token_stream import RecordGone, TokenStream
+from service.validate import Call, validate
+
+log = structlog.get_logger(__name__)
+
+
+class Followed:
+    """A generation that stands, and one RPC's stream of it."""
+
+    def __init__(self, call: Call, job: Job, stream: TokenStream, queue_position: int, submitter: Submitter) -> None:
+        self.job = job
+        self.queue_position = queue_position
+        self._call = call
+        self._stream = stream
+        self._submitter = submitter
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every message was given out, the last one included."""
+        return self._stream.is_finished
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens given out so far."""
+        return self._stream.num_sent
+
+    @property
+    def ending(self) -> Ending:
+        """How it ended, once it is finished. Raises what the RPC then ends with, unless that is OK."""
+        ending = self._stream.cursor.ending
+        assert ending is not None, "the generation goes on"
+        if (error := events.error_of(ending, self.job.generation_id)) is not None:
+            raise error
+        return ending
+
+    def accepted(self) -> bytes:
+        """The first message."""
+        return events.accepted(self.job.generation_id, self.job)
+
+    async def next_messages(self) -> list[bytes]:
+        """The next messages, serialized; waits for one. Raises ServeError."""
+        try:
+            return await self._stream.next_messages()
+        except RecordGone:
+            log.warning("record was lost; the job is submitted again")
+            await self._submitter.submit(self._call, self.job, self._stream)
+            self._stream.restart()
+            return []
+
+
+class Follower:
+    """Starts generations, or attaches to those that stand, and follows them."""
+
+    def __init__(
+        self, broker: Broker, models: Models, relay: Relay, submitter: Submitter, admission: Admission
+    ) -> None:
+        self._broker = broker
+        self._models = models
+        self._relay = relay
+        self._submitter = submitter
+        self._admission = admission
+
+    @asynccontextmanager
+    async def follow(self, call: Call) -> AsyncIterator[Followed]:
+        """The generation that `call` asks for. Leaving the block gives it up, if no other reader is there.
+
+        Raises ServeError.
+        """
+        with self._admission.enter():
+            generation_id = self._submitter.generation_id(call)
+            structlog.contextvars.bind_contextvars(generation_id=generation_id)
+            job = await validate(call, generation_id, self._models)
+            with self._relay.open(generation_id, call.caller, len(job.prompt_ids)) as stream:
+                submitted = await self._submitter.submit(call, job, stream)
+                if submitted.attached:
+                    job = await self._job_that_stands(call, job)
+                    stream.attach_to(job)
+                spans.describe_job(job)
+                yield Followed(call, job, stream, submitted.position, self._submitter)
+
+    async def _job_that_stands(self, call: Call, job: Job) -> Job:
+        """The first call's job: its seed and its model's defaults then are what the tokens were made with."""
+        try:
+            return (await self._broker.record(job.generation_id, caller=call.caller)).job
+        except UnknownGeneration:
+            return job  # gone since; the stream finds out, and submits it again

@@ -1,0 +1,182 @@
+"""The gateway process: start, serve, drain. One task group owns every task; one that crashes ends the process."""
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import structlog
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from contract.broker import Broker
+from contract.errors import BrokerDown, Draining
+from llamaherd.v1 import chat_pb2, generation_pb2, model_pb2
+from service.admission import Admission
+from service.backoff import Backoff, until_answered
+from service.follow import Follower
+from service.health import Health
+from service.models import Models
+from service.owned import OwnedCalls
+from service.relay import Relay
+from service.rpc import method_handlers
+from service.servicer import GenerationServicer
+from service.settings import GatewaySettings
+from service.submit import Submitter
+from service.validate import MAX_REQUEST_BYTES
+
+MAX_RECEIVE_BYTES = MAX_REQUEST_BYTES + 64 * 1024  # so that a request a little too large gets an answer of ours
+END_GRACE_S = 0.5  # for statuses of ended streams to leave
+FLUSH_TIMEOUT_S = 3.0
+
+GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
+UNSERVED = (chat_pb2.DESCRIPTOR.services_by_name["ChatService"], model_pb2.DESCRIPTOR.services_by_name["ModelService"])
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 1),  # several gateways may share a port, and `herd up` reserves it so
+    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+    ("grpc.max_send_message_length", -1),  # bounded by the context; an answer at once may pass 4 MiB with log-probs
+    ("grpc.keepalive_time_ms", 20_000),  # a client whose host has gone is noticed within half a minute
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may ping as often
+)
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(
+    settings: GatewaySettings, stop: asyncio.Event, *, on_listening: Callable[[int], None] = lambda port: None
+) -> None:
+    """Serve until `stop`, then drain.
+
+    Args:
+        on_listening: is told the bound port, once requests are answered.
+
+    Raises ServerUnfit if this Redis cannot be used, RuntimeError if the address cannot be bound, OSError if a TLS file
+    cannot be read.
+    """
+    broker = Broker.connect(settings.redis_url)
+    try:
+        if await _broker_is_fit(broker, stop):
+            await Gateway(settings, broker).run(stop, on_listening)
+    finally:
+        await broker.close()
+
+
+class Gateway:
+    """The parts of one gateway process and their order."""
+
+    def __init__(self, settings: GatewaySettings, broker: Broker) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._models = Models(broker, settings.dead_after_ms / 1000)
+        self._relay = Relay(broker)
+        self._admission = Admission(settings.max_streams)
+        self._health = Health([GENERATION.full_name], [service.full_name for service in UNSERVED])
+
+    async def run(self, stop: asyncio.Event, on_listening: Callable[[int], None]) -> None:
+        """Serve, then drain. The relay's tasks outlive the streams, and the leaver outlives all."""
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        port = _bind(server, self._settings)
+        await until_answered(self._relay.beat_once)  # makes the inbox: before it is there, rows go nowhere
+        await self._models.first_look()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._relay.beat(), name="beat"),
+                group.create_task(self._relay.read_inbox(), name="inbox"),
+                group.create_task(self._relay.sweep(), name="sweep"),
+                group.create_task(self._relay.leaver.run(), name="leaver"),
+                group.create_task(self._models.watch(self._note_models), name="models"),
+            ]
+            self._add_services(server, OwnedCalls(group))
+            await server.start()
+            try:
+                log.info("gateway listens", host=self._settings.host, port=port, gateway_id=self._relay.gateway_id)
+                on_listening(port)
+                await stop.wait()
+                await self._drain()
+            finally:
+                await server.stop(END_GRACE_S)
+            await self._say_goodbye()
+            for task in tasks:
+                task.cancel()
+
+    async def _drain(self) -> None:
+        """Tell balancers first, then take nothing new, then let streams end by themselves for a while."""
+        self._health.drain()
+        self._admission.close()
+        log.info("gateway drains", num_streams=self._admission.num_inside)
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                await self._admission.emptied()
+        except TimeoutError:
+            log.warning("streams are ended", num_streams=self._admission.num_inside)
+            self._relay.end_all(Draining())
+
+    async def _say_goodbye(self) -> None:
+        """Leave what streams left behind, and take the inbox away."""
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self._relay.leaver.flush()
+                await self._broker.gateway_gone(self._relay.gateway_id)
+        except (TimeoutError, BrokerDown):
+            log.warning("the broker was not told of the end; it finds out by the heartbeat")
+        log.info("gateway ends")
+
+    def _note_models(self) -> None:
+        is_live = bool(self._models.live)
+        if is_live != self._health.is_live:
+            log.info("serving" if is_live else "no live worker", models=sorted(self._models.live))
+        self._health.set_live(is_live)
+
+    def _add_services(self, server: grpc.aio.Server, calls: OwnedCalls) -> None:
+        submitter = Submitter(
+            self._broker,
+            self._models,
+            calls,
+            gateway_id=self._relay.gateway_id,
+            id_key=self._settings.id_key,
+            max_waiting=self._settings.max_waiting,
+        )
+        follower = Follower(self._broker, self._models, self._relay, submitter, self._admission)
+        handlers = GenerationServicer(self._broker, follower).handlers
+        server.add_generic_rpc_handlers([method_handlers(GENERATION, handlers)])
+        server.add_generic_rpc_handlers([method_handlers(service, {}) for service in UNSERVED])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        channelz.add_channelz_servicer(server)
+        reflection.enable_server_reflection(_reflected(), server)
+
+
+def _bind(server: grpc.aio.Server, settings: GatewaySettings) -> int:
+    """The bound port."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return server.add_insecure_port(settings.address)
+    pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+    return server.add_secure_port(settings.address, grpc.ssl_server_credentials([pair]))
+
+
+def _reflected() -> list[str]:
+    """Every service there is, served yet or not."""
+    ours: list[ServiceDescriptor] = [GENERATION, *UNSERVED]
+    return [
+        *(service.full_name for service in ours),
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+        "grpc.channelz.v1.Channelz",
+        reflection.SERVICE_NAME,
+    ]
+
+
+async def _broker_is_fit(broker: Broker, stop: asyncio.Event) -> bool:
+    """Wait for a broker that answers; False if `stop` comes first. Raises ServerUnfit."""
+    backoff = Backoff()
+    while not stop.is_set():
+        try:
+            await broker.check_server()
+        except BrokerDown:
+            log.warning("the broker does not answer yet")
+            await backoff.wait()
+        else:
+            return True
+    return False

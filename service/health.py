@@ -1,0 +1,86 @@
+"""grpc.health.v1: SERVING while a live worker is there and this gateway does not drain.
+
+Own servicer, since grpcio-health-checking's holds a lock while it writes to a watcher: one that does not read would
+hold up the change for all.
+"""
+
+import asyncio
+from collections.abc import Iterable
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.status import abort_unknown_service
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking ships no types
+    """The state of the whole process ("") and of each of its services.
+
+    Args:
+        served: names of services that work while the process serves.
+        unserved: names that are known and never SERVING.
+    """
+
+    def __init__(self, served: Iterable[str], unserved: Iterable[str]) -> None:
+        self._served = frozenset(("", *served))
+        self._unserved = frozenset(unserved)
+        self._is_live = False
+        self._is_draining = False
+        self._changed = asyncio.Event()
+
+    @property
+    def is_serving(self) -> bool:
+        """What is answered for ""."""
+        return self._is_live and not self._is_draining
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a live worker was there when last told."""
+        return self._is_live
+
+    def set_live(self, is_live: bool) -> None:
+        """Whether a live worker is there."""
+        if is_live != self._is_live:
+            self._is_live = is_live
+            self._tell()
+
+    def drain(self) -> None:
+        """NOT_SERVING from now on, whatever the workers do."""
+        self._is_draining = True
+        self._tell()
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> health_pb2.HealthCheckResponse:
+        """The state now; NOT_FOUND for a service that is not here."""
+        status = self._status(request.service)
+        if status == _SERVICE_UNKNOWN:
+            await abort_unknown_service(context)
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> None:
+        """The state now and after each change, for as long as the client wants."""
+        told = None
+        while True:
+            changed = self._changed
+            status = self._status(request.service)
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            await changed.wait()
+
+    def _status(self, service: str) -> int:
+        if service in self._served:
+            return int(_SERVING if self.is_serving else _NOT_SERVING)
+        return int(_NOT_SERVING if service in self._unserved else _SERVICE_UNKNOWN)
+
+    def _tell(self) -> None:
+        """Wake every watcher; each compares for itself."""
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,157 @@
+"""Carries tokens from Redis to the streams of this process: one reader of one inbox for all, and the log when in doubt.
+
+The inbox is only a hint. A stream that hears nothing for SILENT_S compares itself with its record, since a lost last
+row has no successor that would reveal it; and after every doubt about the inbox itself all streams read their logs.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+
+from contract import keys
+from contract.broker import GRACE_MS, Broker
+from contract.errors import BrokerDown
+from contract.messages import LogEntry, MalformedMessage
+from service.backoff import Backoff, until_answered
+from service.leaver import Leaver
+from service.token_stream import TokenStream
+
+BEAT_S = 0.2
+BLOCK_MS = 1000
+SILENT_S = 1.0
+SWEEP_S = 0.25
+MAX_FILLS = 16  # logs read at the same time, so that a returning Redis is not buried
+
+log = structlog.get_logger(__name__)
+
+
+class Relay:
+    """The streams of this process and what feeds them.
+
+    Invariant: a stream that the record names this gateway a reader of is in `_streams` or with the leaver.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self.gateway_id = keys.new_id()
+        self.leaver = Leaver(broker, self.gateway_id, self.is_read)
+        self._broker = broker
+        self._streams: dict[str, list[TokenStream]] = {}
+        self._last_id = "0"
+        self._fills = asyncio.Semaphore(MAX_FILLS)
+
+    def is_read(self, generation_id: str) -> bool:
+        """Whether any stream of this process reads the generation."""
+        return generation_id in self._streams
+
+    @contextmanager
+    def open(self, generation_id: str, caller: str, prompt_tokens: int) -> Iterator[TokenStream]:
+        """A stream that gets the generation's rows. Open it before the job is submitted, so that none is missed.
+
+        Leaving the block, in whatever way, hands an unfinished generation without readers over to the leaver.
+        """
+        stream = TokenStream(generation_id, caller, prompt_tokens, self._read_log, time.monotonic())
+        self._streams.setdefault(generation_id, []).append(stream)
+        try:
+            yield stream
+        finally:
+            readers = self._streams[generation_id]
+            readers.remove(stream)
+            if not readers:
+                del self._streams[generation_id]
+            if stream.is_reader and stream.cursor.ending is None:
+                self.leaver.put_nowait(generation_id, stream.caller, stream.submission)
+
+    def end_all(self, error: Exception) -> None:
+        """End every stream with `error`."""
+        for stream in self._all():
+            stream.fail(error)
+
+    async def beat(self) -> None:
+        """Live on for ever; the beat keeps the inbox."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self.beat_once()
+            except BrokerDown:
+                await backoff.wait()
+            else:
+                backoff.reset()
+                await asyncio.sleep(BEAT_S)
+
+    async def beat_once(self) -> None:
+        """Beat; an inbox that had to be made anew has lost rows. Raises BrokerDown."""
+        if await self._broker.gateway_beat(self.gateway_id):
+            self._last_id = "0"
+            self._refill_all("inbox was made anew")
+
+    async def read_inbox(self) -> None:
+        """Hand the inbox' rows to their streams, for ever."""
+        backoff = Backoff()
+        doubt = ""
+        while True:
+            asked = self._last_id
+            try:
+                last_id, rows = await self._broker.read_inbox(self.gateway_id, asked, block_ms=BLOCK_MS)
+            except BrokerDown:
+                doubt = "the broker did not answer"
+                await backoff.wait()
+                continue
+            except MalformedMessage as error:
+                # Another version's worker, perhaps. The logs have it all; go on behind what cannot be read.
+                log.error("inbox row cannot be read", error=str(error))
+                doubt, self._last_id = "an inbox row could not be read", "$"
+                await backoff.wait()
+                continue
+            if doubt:
+                self._refill_all(doubt)
+                doubt = ""
+            backoff.reset()
+            if self._last_id == asked:  # else the inbox was made anew meanwhile
+                self._last_id = last_id
+            now_s = time.monotonic()
+            for row in rows:
+                for stream in self._streams.get(row.generation_id, ()):
+                    stream.offer(row.entry, now_s)
+
+    async def sweep(self) -> None:
+        """Compare silent streams with their records, and close what is past its deadline, for ever."""
+        backoff = Backoff()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                await self.sweep_once()
+            except BrokerDown:
+                await backoff.wait()
+            else:
+                backoff.reset()
+
+    async def sweep_once(self) -> None:
+        """One round. Raises BrokerDown."""
+        now_s = time.monotonic()
+        silent = [s for s in self._all() if s.deadline_ms and now_s - s.last_news_s >= SILENT_S]
+        if not silent:
+            return
+        now_ms = await self._broker.now_ms()
+        standings = await self._broker.standings([stream.generation_id for stream in silent])
+        for stream, standing in zip(silent, standings, strict=True):
+            stream.last_news_s = now_s
+            stream.compare(standing)
+        for stream in silent:
+            if now_ms > stream.deadline_ms + GRACE_MS:
+                await self._broker.expire(stream.generation_id)
+
+    def _refill_all(self, why: str) -> None:
+        if self._streams:
+            log.warning("streams read their logs", why=why, num_streams=sum(map(len, self._streams.values())))
+        for stream in self._all():
+            stream.request_fill()
+
+    async def _read_log(self, generation_id: str, from_position: int) -> Sequence[LogEntry]:
+        async with self._fills:
+            return await until_answered(lambda: self._broker.read_log(generation_id, from_position))
+
+    def _all(self) -> list[TokenStream]:
+        return [stream for streams in self._streams.values() for stream in streams]

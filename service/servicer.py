@@ -1,0 +1,120 @@
+"""llamaherd.v1.GenerationService: each RPC as the steps it takes."""
+
+import time
+from collections.abc import Mapping
+
+from contract import keys
+from contract.broker import Broker, State
+from contract.errors import UnknownGeneration
+from contract.messages import Ending, EndReason
+from llamaherd.v1 import common_pb2, generation_pb2
+from service import events, spans
+from service.follow import Follower
+from service.rpc import Context, Handler
+from service.snapshot import STATES, choices_of, snapshot_of
+from service.validate import Call
+
+ANONYMOUS = "anonymous"  # every caller, until there are keys
+
+
+class GenerationServicer:
+    """The RPCs that this version serves."""
+
+    def __init__(self, broker: Broker, follower: Follower) -> None:
+        self._broker = broker
+        self._follower = follower
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """By the names of the methods."""
+        return {
+            "Generate": self.generate,
+            "Complete": self.complete,
+            "GetGeneration": self.get_generation,
+            "CancelGeneration": self.cancel_generation,
+        }
+
+    async def generate(self, request: generation_pb2.GenerateRequest, context: Context) -> None:
+        """Stream a generation. Everything that came since the last write goes out in one message of tokens."""
+        started_s = time.monotonic()
+        spans.describe_operation(is_chat=request.spec.HasField("chat"), is_stream=True)
+        async with self._follower.follow(_call_of(request)) as followed:
+            await context.write(followed.accepted())
+            if followed.queue_position:
+                await context.write(events.queued(followed.queue_position))
+            has_tokens = False
+            while not followed.is_finished:
+                for message in await followed.next_messages():
+                    await context.write(message)
+                if followed.num_tokens and not has_tokens:
+                    has_tokens = True
+                    spans.describe_first_token(time.monotonic() - started_s)
+            spans.describe_ending(followed.ending)
+
+    async def complete(
+        self, request: generation_pb2.CompleteRequest, context: Context
+    ) -> generation_pb2.CompleteResponse:
+        """Follow a generation to its end and answer with all of it."""
+        spans.describe_operation(is_chat=request.spec.HasField("chat"), is_stream=False)
+        tokens: list[common_pb2.Token] = []
+        finishes: list[common_pb2.ChoiceFinished] = []
+        async with self._follower.follow(_call_of(request)) as followed:
+            while not followed.is_finished:
+                for body in await followed.next_messages():
+                    message = generation_pb2.GenerateResponse.FromString(body)
+                    tokens += message.tokens
+                    if message.HasField("choice_finished"):
+                        finishes.append(message.choice_finished)
+            ending = followed.ending
+            spans.describe_ending(ending)
+            return generation_pb2.CompleteResponse(
+                generation_id=followed.job.generation_id,
+                choices=choices_of(tokens, finishes),
+                settings=events.settings_of(followed.job),
+                usage=events.usage_of(ending, len(followed.job.prompt_ids)),
+                timings=events.timings_of(ending.times),
+            )
+
+    async def get_generation(
+        self, request: generation_pb2.GetGenerationRequest, context: Context
+    ) -> generation_pb2.GetGenerationResponse:
+        """The record and the log as they stand."""
+        generation_id = _checked(request.generation_id)
+        record = await self._broker.record(generation_id, caller=ANONYMOUS)
+        return snapshot_of(generation_id, record, await self._broker.read_log(generation_id))
+
+    async def cancel_generation(
+        self, request: generation_pb2.CancelGenerationRequest, context: Context
+    ) -> generation_pb2.CancelGenerationResponse:
+        """End it; one that a worker holds ends with the worker's next step."""
+        generation_id = _checked(request.generation_id)
+        state, reason = await self._broker.cancel(generation_id, caller=ANONYMOUS)
+        if state is not State.FINISHED:
+            return generation_pb2.CancelGenerationResponse(state=STATES[state])
+        if reason is EndReason.CANCELLED:
+            return generation_pb2.CancelGenerationResponse(
+                state=generation_pb2.GENERATION_STATE_FINISHED, reason=common_pb2.FINISH_REASON_CANCELLED
+            )
+        return await self._earlier_end(generation_id)
+
+    async def _earlier_end(self, generation_id: str) -> generation_pb2.CancelGenerationResponse:
+        """It had ended before the cancel came."""
+        entries = await self._broker.read_log(generation_id)
+        ending = entries[-1] if entries else None
+        if not isinstance(ending, Ending):
+            raise UnknownGeneration(generation_id)  # expired between the two calls
+        if not events.is_ok(ending):
+            return generation_pb2.CancelGenerationResponse(state=generation_pb2.GENERATION_STATE_FAILED)
+        reason = events.finish_of(ending.choice_ends[0]).reason if ending.choice_ends else None
+        return generation_pb2.CancelGenerationResponse(state=generation_pb2.GENERATION_STATE_FINISHED, reason=reason)
+
+
+def _call_of(request: generation_pb2.GenerateRequest | generation_pb2.CompleteRequest) -> Call:
+    return Call(ANONYMOUS, request.spec, request.request_id if request.HasField("request_id") else None)
+
+
+def _checked(generation_id: str) -> str:
+    """Keys are made of nothing but an id of the right form."""
+    if not keys.is_generation_id(generation_id):
+        raise UnknownGeneration(generation_id)
+    return generation_id

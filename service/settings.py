@@ -1,0 +1,65 @@
+"""The gateway's settings: every field is read from HERD_GATEWAY_<FIELD>."""
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GatewaySettings(BaseSettings):
+    """One gateway process."""
+
+    model_config = SettingsConfigDict(env_prefix="HERD_GATEWAY_", frozen=True)
+
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:///path, of Redis 7.0 or Valkey"
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(default=50051, ge=0, le=65535, description="0 takes a free one, which is logged")
+    tls_cert: Path | None = Field(default=None, description="PEM file with the certificate chain")
+    tls_key: Path | None = Field(default=None, description="PEM file with its private key")
+    insecure: bool = Field(default=False, description="listen without TLS on an address that others reach")
+
+    id_key: str = Field(
+        default="llamaherd.dev/generation-id",
+        min_length=1,
+        description="key of the hash from (caller, request_id) to generation id; the same at every gateway of a herd",
+    )
+    max_waiting: int = Field(default=1024, ge=1, description="generations of one model and class that may wait")
+    max_streams: int = Field(default=4096, ge=1, description="generations this process may have readers of")
+    drain_timeout_s: float = Field(default=30.0, ge=0, description="how long running streams may go on after SIGTERM")
+    dead_after_ms: int = Field(
+        default=900, ge=300, description="a worker's heartbeat that stands still this long is a death"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="lowest level logged")
+
+    @model_validator(mode="after")
+    def _tls_or_said_so(self) -> "GatewaySettings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        if not (self.is_loopback or self.has_tls or self.insecure):
+            raise ValueError(f"host {self.host} is reachable by others: give tls_cert and tls_key, or insecure=true")
+        return self
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.tls_cert is not None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the address. A name other than localhost counts as reachable."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def address(self) -> str:
+        """host:port as gRPC takes it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"

@@ -1,0 +1,217 @@
+"""One RPC's stream of one generation: what arrives for it, what waits to be sent, and reading the log when in doubt."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from contract.broker import Standing, State
+from contract.errors import LogBehind
+from contract.messages import Job, LogEntry, MalformedMessage
+from service.cursor import Cursor, Disagreement, MissingMark, Piece, Place
+
+MAX_BUFFER_BYTES = 256 * 1024  # for a slow reader; beyond it the buffer is dropped and the log is read later
+MAX_MESSAGE_BYTES = 1024 * 1024  # of tokens joined in one message: clients take 4 MiB by default
+MAX_LATE_ROWS = 1024  # that come while the log is read
+
+ReadLog = Callable[[str, int], Awaitable[Sequence[LogEntry]]]
+
+
+class RecordGone(Exception):
+    """Redis has lost the record before this reader was given a token: the job may be submitted again."""
+
+
+class TokenStream:
+    """Entries come in by `offer`, messages go out by `next_messages`; both on the event loop's thread.
+
+    Invariant: what was given out, then `_buffer`, is what `cursor` has taken; `_sent` is the cursor's place after what
+    was given out. While `_needs_fill`, nothing is taken from the inbox.
+
+    Attributes:
+        last_news_s: when something last came (monotonic clock); a silent stream compares itself with the record.
+        deadline_ms: when the generation must have ended, on Redis' clock; 0 is not known.
+        is_reader: whether the record may name this gateway as a reader, so that it has to leave.
+        submission: the call that makes it one, while it runs.
+    """
+
+    def __init__(self, generation_id: str, caller: str, prompt_tokens: int, read_log: ReadLog, now_s: float) -> None:
+        self.generation_id = generation_id
+        self.caller = caller
+        self.last_news_s = now_s
+        self.deadline_ms = 0
+        self.is_reader = False
+        self.submission: asyncio.Future[Any] | None = None
+        self.cursor = Cursor(prompt_tokens)
+        self._read_log = read_log
+        self._sent = Place()
+        self._buffer: list[Piece] = []
+        self._buffer_bytes = 0
+        self._late: list[LogEntry] | None = None  # a list while the log is read
+        self._needs_fill = False
+        self._misses_mark = False
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything was given out, the end included."""
+        return self.cursor.ending is not None and not self._buffer
+
+    @property
+    def num_sent(self) -> int:
+        """Tokens given out."""
+        return self._sent.position
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What waits for a slow reader."""
+        return self._buffer_bytes
+
+    async def next_messages(self) -> list[bytes]:
+        """Wait for something to send; everything that came, as few messages. [] only at the end.
+
+        Raises LogBehind (the log lost what this reader has), RecordGone, or what `fail` was given.
+        """
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self._needs_fill:
+                await self._fill()
+            if self._buffer or self.cursor.ending is not None:
+                return self._drain()
+            if not self._needs_fill:
+                self._news.clear()
+                await self._news.wait()
+
+    def offer(self, entry: LogEntry, now_s: float) -> None:
+        """A row of the inbox."""
+        self.last_news_s = now_s
+        if self.cursor.ending is not None:
+            return
+        if self._late is not None:
+            if len(self._late) < MAX_LATE_ROWS:
+                self._late.append(entry)
+            else:
+                self._needs_fill = True
+        elif not self._needs_fill:
+            self._take_hint(entry)
+            if self._buffer_bytes > MAX_BUFFER_BYTES:
+                self._drop_buffer()
+
+    def request_fill(self) -> None:
+        """Read the log before anything else is given out: rows may have been lost."""
+        self._needs_fill = True
+        self._news.set()
+
+    def compare(self, standing: Standing | None) -> None:
+        """Hold what was taken against the record; None if there is none."""
+        if self.cursor.ending is not None:
+            return
+        if standing is None:
+            if self._sent.position > 0:
+                self.fail(LogBehind(self._sent.position))
+            else:
+                self.fail(RecordGone())
+            return
+        if standing.attempt > self.cursor.attempt:
+            self._misses_mark = True
+            self.request_fill()
+        elif standing.state is State.FINISHED or (standing.num_tokens, standing.chain) != (
+            self.cursor.position,
+            self.cursor.chain,
+        ):
+            self.request_fill()
+
+    def fail(self, error: Exception) -> None:
+        """End the stream with `error`, now."""
+        self._error = error
+        self._news.set()
+
+    def attach_to(self, job: Job) -> None:
+        """The generation stood already, with this job; what it has so far is in its log."""
+        self.cursor.prompt_tokens = len(job.prompt_ids)
+        self.request_fill()
+
+    def restart(self) -> None:
+        """The generation stands anew, and nothing of it was given out."""
+        assert self._sent.position == 0, "tokens were given out"
+        self._sent = Place()
+        self._error = None
+        self._drop_buffer()
+
+    async def _fill(self) -> None:
+        """Take what the log has beyond the cursor; the last token taken is read again, and so compared."""
+        start = 0 if self._misses_mark else max(0, self.cursor.position - 1)
+        self._needs_fill = self._misses_mark = False
+        self._late = []
+        try:
+            self._take_logged(await self._read_log(self.generation_id, start), start)
+            for entry in self._late:
+                self._take_hint(entry)
+        except BaseException:
+            self._needs_fill = True
+            raise
+        finally:
+            self._late = None
+
+    def _take_logged(self, entries: Sequence[LogEntry], start: int) -> None:
+        """Raises LogBehind if the log contradicts what was taken, or ends before it.
+
+        A log that goes on and is behind only lost its tail: the worker appends it again, and the chain decides then.
+        """
+        for entry in entries:
+            try:
+                self._push(self.cursor.take(entry))
+            except MissingMark:
+                if start == 0:
+                    raise LogBehind(self._sent.position) from None
+                self._misses_mark = self._needs_fill = True
+                return
+            except Disagreement:
+                raise LogBehind(self._sent.position) from None
+
+    def _take_hint(self, entry: LogEntry) -> None:
+        try:
+            self._push(self.cursor.take(entry))
+        except (Disagreement, MalformedMessage) as error:
+            self._misses_mark |= isinstance(error, MissingMark)
+            self.request_fill()
+
+    def _push(self, pieces: Sequence[Piece]) -> None:
+        self._buffer += pieces
+        self._buffer_bytes += sum(len(piece.body) for piece in pieces)
+        if pieces or self.cursor.ending is not None:  # an end that is an error has no message
+            self._news.set()
+
+    def _drop_buffer(self) -> None:
+        self.cursor.go_back(self._sent)
+        self._clear_buffer()
+        self.request_fill()
+
+    def _clear_buffer(self) -> None:
+        self._buffer = []
+        self._buffer_bytes = 0
+
+    def _drain(self) -> list[bytes]:
+        messages = _join(self._buffer)
+        self._sent = self.cursor.place
+        self._clear_buffer()
+        return messages
+
+
+def _join(pieces: Sequence[Piece]) -> list[bytes]:
+    """Messages in order; neighbouring tokens are one message, up to MAX_MESSAGE_BYTES."""
+    messages: list[bytes] = []
+    run: list[bytes] = []
+    run_bytes = 0
+    for piece in pieces:
+        if run and (not piece.is_tokens or run_bytes + len(piece.body) > MAX_MESSAGE_BYTES):
+            messages.append(b"".join(run))
+            run, run_bytes = [], 0
+        if piece.is_tokens:
+            run.append(piece.body)
+            run_bytes += len(piece.body)
+        else:
+            messages.append(piece.body)
+    if run:
+        messages.append(b"".join(run))
+    return messages

@@ -1,0 +1,55 @@
+"""`python -m worker`: one worker. The settings are HERD_WORKER_* variables; SIGTERM drains, a second signal ends."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from contract.broker import Broker
+from telemetry.environment import refuse_unknown
+from telemetry.logs import start_logging
+from worker.settings import WorkerSettings, read_settings
+from worker.supervisor import Supervisor
+
+SERVICE_NAME = "llamaherd-worker-supervisor"
+ENGINE_COMMAND = (sys.executable, "-m", "worker.serve")
+
+
+def main(engine_command: Sequence[str] = ENGINE_COMMAND) -> int:
+    """Run a worker; return the exit status.
+
+    Args:
+        engine_command: starts the engine process.
+    """
+    refuse_unknown(WorkerSettings, os.environ)
+    try:
+        settings = read_settings()
+    except ValidationError as error:
+        raise SystemExit(f"settings: {error}") from None
+    start_logging(SERVICE_NAME, settings.log_level)
+    return asyncio.run(_supervise(settings, engine_command))
+
+
+async def _supervise(settings: WorkerSettings, engine_command: Sequence[str]) -> int:
+    stop, force = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            force.set()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    broker = Broker.connect(settings.redis_url)
+    try:
+        return await Supervisor(settings, broker, engine_command).run(stop, force)
+    finally:
+        await broker.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""Exit statuses that the supervisor and the engine process agree on. 0 is a drain that lost nothing."""
+
+CRASHED = 1
+GAVE_UP = 1
+UNFIT = 78  # sysexits.h, EX_CONFIG: this configuration can never serve, a restart cannot help

@@ -1,0 +1,90 @@
+"""What this worker holds: its attempts, the entries it is about to take, and how many more it may take."""
+
+import asyncio
+import enum
+from collections.abc import Callable, Iterator
+
+from contract.broker import Delivered
+from worker.attempt import Attempt
+from worker.engine_thread import EngineThread
+from worker.progress import Progress
+
+
+class Parting(enum.StrEnum):
+    """Why an attempt is held no more."""
+
+    ENDED = "ended"  # its generation is finished
+    LEASE_LOST = "lease lost"  # another worker has it, or nobody wants it any more
+    HANDED_BACK = "handed back"  # this worker is going away
+
+
+class Holdings:
+    """The attempts in the engine or on their way into the log, at most one per generation.
+
+    Invariant: an attempt is here from its take until its end is in the log, its lease is lost, or it is handed back.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        engine: EngineThread,
+        progress: Progress,
+        parted: Callable[[Attempt, Parting], None] = lambda _attempt, _parting: None,
+    ) -> None:
+        """Args: parted: told of every attempt that leaves."""
+        self._num_slots = num_slots
+        self._engine = engine
+        self._progress = progress
+        self._parted = parted
+        self._attempts: dict[str, Attempt] = {}
+        self.taking: set[str] = set()  # jobs entries that were handed to us and are not attempts yet
+        self.changed = asyncio.Event()  # something was removed; whoever waits clears it
+        self.is_empty = asyncio.Event()
+        self.is_empty.set()
+        progress.num_slots = num_slots
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(tuple(self._attempts.values()))
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    @property
+    def num_free(self) -> int:
+        """Slots that are free."""
+        return self._num_slots - len(self._attempts)
+
+    def by_lease(self, lease: str) -> Attempt | None:
+        """The attempt of this lease, if it is still held."""
+        return self._attempts.get(lease)
+
+    def of_generation(self, generation_id: str) -> Attempt | None:
+        """The attempt at this generation, if one is held."""
+        return next((each for each in self._attempts.values() if each.generation_id == generation_id), None)
+
+    def knows(self, entry: Delivered) -> bool:
+        """Whether the entry is being taken, or its attempt is held."""
+        return entry.entry_id in self.taking or any(a.taken.entry == entry for a in self._attempts.values())
+
+    def add(self, attempt: Attempt) -> None:
+        """Hold the attempt."""
+        assert self.of_generation(attempt.generation_id) is None, "a generation is held twice"
+        self._attempts[attempt.lease] = attempt
+        self._count()
+
+    def part(self, attempt: Attempt, parting: Parting) -> None:
+        """Hold it no more; the engine forgets it too. Does nothing if it is not held."""
+        if self._attempts.pop(attempt.lease, None) is None:
+            return
+        if parting is not Parting.ENDED or attempt.end is None:
+            self._engine.drop(attempt.lease)
+        self._count()
+        self.changed.set()
+        self._parted(attempt, parting)
+
+    def _count(self) -> None:
+        self._progress.num_running = len(self._attempts)
+        if self._attempts:
+            self.is_empty.clear()
+        else:
+            self.is_empty.set()

@@ -1,0 +1,66 @@
+"""Who is dead: watches the heartbeats of the other workers of a model, and frees what a dead one held.
+
+A heartbeat is a counter. It is judged by this process' own clock only, so an outage of Redis, or a pause of this
+process, kills nobody: both start the watch over.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+import structlog
+
+from contract.broker import Broker
+from contract.errors import BrokerDown
+from worker.stillness import Stillness
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 0.25
+MIN_POLLS = 3
+
+
+class Detector:
+    """Finds workers that are dead and reaps them; any number of detectors may find the same one."""
+
+    def __init__(self, broker: Broker, model: str, *, dead_after_ms: int, own_id: Callable[[], str]) -> None:
+        """Args: own_id: the worker that this process watches by other means."""
+        self._broker = broker
+        self._model = model
+        self._dead_after_s = dead_after_ms / 1000
+        self._own_id = own_id
+        self._watched: dict[str, Stillness] = {}
+
+    async def run(self) -> None:
+        """Look every POLL_S, for ever."""
+        while True:
+            try:
+                await self.poll()
+            except BrokerDown:
+                self._watched.clear()
+            await asyncio.sleep(POLL_S * random.uniform(1.0, 1.2))
+
+    async def poll(self) -> None:
+        """Look once, and reap who is dead. Raises BrokerDown."""
+        consumers = set(await self._broker.consumers(self._model)) - {self._own_id()}
+        beats = {each.worker_id: each.beat for each in await self._broker.pool()}
+        now_s = time.monotonic()
+        self._watched = {worker_id: self._watched.get(worker_id, Stillness()) for worker_id in consumers}
+        for worker_id, stillness in self._watched.items():
+            beat = beats.get(worker_id, "")
+            if stillness.look(beat, now_s) >= self._dead_after_s and stillness.num_looks >= MIN_POLLS:
+                await self._reap(worker_id, beat)
+
+    async def _reap(self, worker_id: str, beat: str) -> None:
+        num_freed = await self._broker.reap(worker_id, beat, self._model)
+        if num_freed is not None:
+            log.warning("dead worker reaped", worker_id=worker_id, num_freed=num_freed)
+
+
+async def reap_own(broker: Broker, worker_id: str, model: str) -> None:
+    """Free what an ended engine process of ours held: it is known to be dead. Raises BrokerDown."""
+    num_freed = None
+    while num_freed is None:  # a last beat of ours may have been on its way
+        beats = {each.worker_id: each.beat for each in await broker.pool()}
+        num_freed = await broker.reap(worker_id, beats.get(worker_id, ""), model)

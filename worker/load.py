@@ -1,0 +1,58 @@
+"""Loads what an engine process serves: the model with its engine, and the bundle that gateways need."""
+
+import dataclasses
+
+import torch
+
+from worker.bundle import build_bundle, token_pieces
+from worker.engine.config import LlamaConfig, Quantization
+from worker.engine.engine import Engine, EngineSettings
+from worker.engine.loader import load_model
+from worker.progress import Progress
+from worker.served import Served
+from worker.settings import WorkerSettings
+
+
+def load(settings: WorkerSettings, progress: Progress) -> Served:
+    """Load the folder of the settings.
+
+    Raises ValueError (UnsupportedModel, BrokenCheckpoint, ModelFolderError) or FileNotFoundError for a folder that
+    cannot be served with these settings.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = _choose_device(settings.device)
+    quantization = _choose_quantization(settings)
+    progress.device = str(device)
+    progress.quantization = "fp16" if quantization is Quantization.NONE else quantization.value
+
+    def note(fraction: float) -> None:
+        progress.loaded_permille = int(fraction * 1000)
+
+    bundle = build_bundle(settings.model_path, quantization=progress.quantization)
+    model = load_model(
+        settings.model_path, quantization, device, kv_bytes=settings.kv_cache_bytes or None, progress=note
+    )
+    bounds = EngineSettings(settings.max_sequences, settings.max_step_tokens, settings.prefill_chunk)
+    served_context = min(bundle.context_length, model.max_context)  # a small KV cache shortens it
+    return Served(
+        bundle=dataclasses.replace(bundle, context_length=served_context),
+        engine=Engine(model, token_pieces(bundle), bounds),
+    )
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {name!r} was asked for; this process sees no GPU")
+        torch.cuda.set_device(device)
+    return device
+
+
+def _choose_quantization(settings: WorkerSettings) -> Quantization:
+    if settings.quantization != "auto":
+        return Quantization(settings.quantization)
+    return LlamaConfig.from_folder(settings.model_path).saved_quantization

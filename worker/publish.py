@@ -1,0 +1,135 @@
+"""Writes what the engine makes into the token logs: one fenced call per engine step, never two in flight.
+
+What the engine makes while a call is under way joins the next one, one row per generation. A row that the log does
+not take is answered by why: the log is behind (send again from there), the lease is lost (drop it), or the
+generation has ended.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from contract.broker import Broker, RowOutcome, RowReply
+from contract.errors import BrokerDown
+from worker.attempt import Attempt
+from worker.engine.sequence import FinishEvent, FinishReason, PrefilledEvent, StartedEvent, StepEvent, TokenEvent
+from worker.engine_thread import EngineThread
+from worker.holdings import Holdings, Parting
+from worker.retry import Backoff
+
+log = structlog.get_logger(__name__)
+
+
+class Publisher:
+    """The only writer of this worker's rows.
+
+    Invariant: an attempt that is held and has news is in `_dirty` or in the call under way.
+    """
+
+    def __init__(
+        self, broker: Broker, holdings: Holdings, engine: EngineThread, *, max_unpublished_tokens: int
+    ) -> None:
+        """Args: max_unpublished_tokens: of one attempt; then the engine holds it until the log has caught up."""
+        self._broker = broker
+        self._holdings = holdings
+        self._engine = engine
+        self._max_unpublished_tokens = max_unpublished_tokens
+        self._dirty: dict[str, Attempt] = {}  # by lease, in the order of their first news
+        self._wake = asyncio.Event()
+        self._is_calling = False
+        self._settled = asyncio.Event()
+
+    def accept(self, events: Sequence[StepEvent]) -> None:
+        """Take the events of one engine step. Those of attempts that are no longer held are ignored."""
+        for event in events:
+            if (attempt := self._holdings.by_lease(event.generation_id)) is not None:
+                self._note(attempt, event)
+
+    async def run(self) -> None:
+        """Publish for ever. While the broker is down everything is kept and sent when it is back."""
+        backoff = Backoff()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._publish()
+            except BrokerDown:
+                await backoff.wait()
+                self._wake.set()
+            else:
+                backoff.reset()
+
+    async def drained(self) -> None:
+        """Return when every attempt's news is in its log. `run` must be running, and the engine at rest."""
+        while self._dirty or self._is_calling:
+            self._settled.clear()
+            await self._settled.wait()
+
+    def _note(self, attempt: Attempt, event: StepEvent) -> None:
+        match event:
+            case TokenEvent():
+                attempt.push(event)
+                self._mark(attempt)
+            case FinishEvent():
+                if event.reason is FinishReason.FAILED:
+                    log.error("generation failed", error=event.error, **attempt.facts)
+                attempt.close(event)
+                self._mark(attempt)
+            case StartedEvent():
+                attempt.started_s = event.time_s
+            case PrefilledEvent():
+                attempt.prefilled_s = event.time_s
+
+    def _mark(self, attempt: Attempt) -> None:
+        self._dirty[attempt.lease] = attempt
+        self._wake.set()
+        if attempt.num_unpublished >= self._max_unpublished_tokens and not attempt.is_held:
+            attempt.is_held = True
+            self._engine.hold(attempt.lease, True)
+
+    async def _publish(self) -> None:
+        """One call with everything new. After BrokerDown everything is new again: the log tells what it has."""
+        attempts = [each for each in self._dirty.values() if self._holdings.by_lease(each.lease) is not None]
+        self._dirty.clear()
+        self._is_calling = True
+        try:
+            replies = await self._broker.step([each.next_row() for each in attempts]) if attempts else []
+        except BrokerDown:
+            self._dirty = {each.lease: each for each in attempts} | self._dirty
+            raise
+        finally:
+            self._is_calling = False
+        for attempt, reply in zip(attempts, replies, strict=True):
+            self._settle(attempt, reply)
+        self._settled.set()
+
+    def _settle(self, attempt: Attempt, reply: RowReply) -> None:
+        match reply.outcome:
+            case RowOutcome.DONE:
+                self._holdings.part(attempt, Parting.ENDED)
+            case RowOutcome.FENCED:
+                log.info("lease lost", **attempt.facts)
+                self._holdings.part(attempt, Parting.LEASE_LOST)
+            case RowOutcome.BACK:
+                log.warning("log is behind", sent=attempt.num_logged, has=reply.num_tokens, **attempt.facts)
+                attempt.num_logged = reply.num_tokens
+                self._mark(attempt)
+            case RowOutcome.OK:
+                if attempt.num_logged == attempt.num_at_start < reply.num_tokens:
+                    self._holdings.changed.set()  # it has proved itself: the claimer may adopt the next
+                attempt.num_logged = reply.num_tokens
+                self._go_on(attempt, is_cancelled=reply.cancel)
+
+    def _go_on(self, attempt: Attempt, *, is_cancelled: bool) -> None:
+        if is_cancelled:
+            self.cancel(attempt)
+        if attempt.is_held and attempt.num_unpublished <= self._max_unpublished_tokens // 2:
+            attempt.is_held = False
+            self._engine.hold(attempt.lease, False)
+
+    def cancel(self, attempt: Attempt) -> None:
+        """Let the engine end the attempt with CANCELLED; it is published as any other end."""
+        if not attempt.is_cancelled:
+            attempt.is_cancelled = True
+            self._engine.cancel(attempt.lease)

@@ -1,0 +1,173 @@
+"""Keeps one engine process running: starts it, beats for it while it works, frees what it held when it dies.
+
+Lives in a process of its own that shares no interpreter lock with the engine and loads no torch.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import structlog
+
+from contract.broker import Broker
+from contract.errors import BrokerDown
+from worker import exit_status
+from worker.engine_process import Condition, EngineProcess
+from worker.liveness import Detector, reap_own
+from worker.progress import WorkerState
+from worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+BEAT_S = 0.2
+REAP_TIMEOUT_S = 2.0  # then the other workers' detectors do it
+DRAIN_MARGIN_S = 5.0  # for publishing and handing back, beyond drain_timeout_s
+FIRST_RESTART_WAIT_S = 0.1
+LONGEST_RESTART_WAIT_S = 5.0
+
+
+class Supervisor:
+    """One worker, over all restarts of its engine process."""
+
+    def __init__(self, settings: WorkerSettings, broker: Broker, command: Sequence[str]) -> None:
+        """Args: command: starts the engine process; see EngineProcess."""
+        self._settings = settings
+        self._broker = broker
+        self._command = command
+        self._current_id = ""
+        self._deaths: deque[float] = deque()
+        self._is_broker_down = False
+
+    async def run(self, stop: asyncio.Event, force: asyncio.Event) -> int:
+        """Run until `stop` and everything held is finished or handed back; return the process' exit status.
+
+        Args:
+            stop: drain, then end.
+            force: do not wait for the drain.
+        """
+        detector = Detector(
+            self._broker,
+            self._settings.served_name,
+            dead_after_ms=self._settings.dead_after_ms,
+            own_id=lambda: self._current_id,
+        )
+        async with asyncio.TaskGroup() as group:
+            detecting = group.create_task(detector.run(), name="detect")
+            status = await self._keep_running(stop, force)
+            detecting.cancel()
+        return status
+
+    async def _keep_running(self, stop: asyncio.Event, force: asyncio.Event) -> int:
+        while True:
+            engine = EngineProcess(self._command, stuck_after_s=self._settings.stuck_after_s)
+            self._current_id = engine.worker_id
+            log.info("engine process started", worker_id=engine.worker_id, pid=engine.pid)
+            try:
+                status = await self._attend(engine, stop, force)
+            finally:
+                engine.close()
+            await self._free(engine.worker_id)
+            if stop.is_set():
+                drained = (0, -signal.SIGTERM)  # the signal itself ends a process that has not begun to serve
+                return 0 if status in drained else exit_status.GAVE_UP
+            if status == exit_status.UNFIT:
+                log.error("engine process cannot serve with these settings", status=status)
+                return exit_status.UNFIT
+            log.error("engine process ended", worker_id=engine.worker_id, status=status)
+            if not self._may_restart():
+                log.error("engine process keeps dying; giving up", num_deaths=len(self._deaths))
+                return exit_status.GAVE_UP
+            await self._wait_before_restart(stop)
+            if stop.is_set():
+                return 0
+
+    async def _attend(self, engine: EngineProcess, stop: asyncio.Event, force: asyncio.Event) -> int:
+        """Beat for the engine process until it ends; end it on `stop`."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._beat(engine), name="beat"),
+                group.create_task(self._end_on(stop, engine), name="stop"),
+                group.create_task(self._kill_on(force, engine), name="force"),
+            ]
+            status = await engine.wait()
+            for task in tasks:
+                task.cancel()
+        return status
+
+    async def _beat(self, engine: EngineProcess) -> None:
+        """Beat every BEAT_S, but not for a process that is stopped; one that is stuck is killed instead."""
+        while True:
+            started_s = time.monotonic()
+            condition = engine.condition()
+            if condition is Condition.STUCK:
+                log.error("engine process is stuck; killing it", worker_id=engine.worker_id)
+                engine.send(signal.SIGKILL)
+                return
+            if condition is Condition.WORKING:
+                await self._beat_once(engine)
+            await asyncio.sleep(max(0.0, started_s + BEAT_S - time.monotonic()))
+
+    async def _beat_once(self, engine: EngineProcess) -> None:
+        try:
+            await self._broker.worker_beat(engine.worker_id, self._describe(engine))
+        except BrokerDown:
+            if not self._is_broker_down:
+                log.warning("broker does not answer")
+            self._is_broker_down = True
+        else:
+            self._is_broker_down = False
+
+    def _describe(self, engine: EngineProcess) -> dict[str, str]:
+        progress = engine.progress
+        return {
+            "model": self._settings.served_name,
+            "state": WorkerState(progress.state).name.lower(),
+            "progress": f"{progress.loaded_permille / 1000:.3f}",
+            "pid": str(engine.pid),
+            "supervisor_pid": str(os.getpid()),
+            "host": socket.gethostname(),
+            "slots": str(progress.num_slots),
+            "running": str(progress.num_running),
+            "steps": str(progress.num_steps),
+            "device": progress.device,
+            "quantization": progress.quantization,
+        }
+
+    async def _end_on(self, stop: asyncio.Event, engine: EngineProcess) -> None:
+        await stop.wait()
+        engine.send(signal.SIGTERM)
+        await asyncio.sleep(self._settings.drain_timeout_s + DRAIN_MARGIN_S)
+        log.error("engine process did not drain in time; killing it", worker_id=engine.worker_id)
+        engine.send(signal.SIGKILL)
+
+    async def _kill_on(self, force: asyncio.Event, engine: EngineProcess) -> None:
+        await force.wait()
+        engine.send(signal.SIGKILL)
+
+    async def _free(self, worker_id: str) -> None:
+        """Free what the ended process held, now: nobody has to wait until its heartbeat is missed."""
+        try:
+            async with asyncio.timeout(REAP_TIMEOUT_S):
+                await reap_own(self._broker, worker_id, self._settings.served_name)
+        except (BrokerDown, TimeoutError):
+            log.warning("could not free what the engine process held; others will", worker_id=worker_id)
+
+    def _may_restart(self) -> bool:
+        """Count a death; False when there were too many within the window."""
+        now_s = time.monotonic()
+        self._deaths.append(now_s)
+        while self._deaths[0] < now_s - self._settings.restart_window_s:
+            self._deaths.popleft()
+        return len(self._deaths) <= self._settings.max_restarts
+
+    async def _wait_before_restart(self, stop: asyncio.Event) -> None:
+        wait_s = min(FIRST_RESTART_WAIT_S * 2 ** (len(self._deaths) - 1), LONGEST_RESTART_WAIT_S)
+        try:
+            async with asyncio.timeout(wait_s):
+                await stop.wait()
+        except TimeoutError:
+            return

@@ -1,0 +1,124 @@
+"""Makes a jobs entry ours: takes the lease, reads what the log already has, and hands the rest to the engine."""
+
+import asyncio
+import time
+
+import structlog
+
+from contract.broker import Broker, Delivered, StepRow, Taken, new_lease
+from contract.messages import CHAIN_START, EndReason, LoggedToken, TokenRow, decode_tokens
+from worker.attempt import FAILED_TEXT, Attempt
+from worker.engine.sequence import GenerationRequest, SamplingParams, StoppingParams
+from worker.engine_thread import EngineThread
+from worker.holdings import Holdings, Parting
+from worker.publish import Publisher
+from worker.retry import until_answered
+from worker.spans import record_queue
+
+log = structlog.get_logger(__name__)
+
+UNREADABLE_LOG_WAIT_S = 0.2
+
+
+class Taker:
+    """Turns entries that were delivered to this worker into attempts in the engine."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        worker_id: str,
+        eos_token_ids: tuple[int, ...],
+        holdings: Holdings,
+        engine: EngineThread,
+        publisher: Publisher,
+    ) -> None:
+        self._broker = broker
+        self._worker_id = worker_id
+        self._eos_token_ids = eos_token_ids
+        self._holdings = holdings
+        self._engine = engine
+        self._publisher = publisher
+
+    async def take(self, entry: Delivered) -> None:
+        """Take the entry and begin; nothing happens if it is another's by now, or nobody wants it."""
+        self._holdings.taking.add(entry.entry_id)
+        lease = new_lease()  # the same for every repetition: a take whose reply was lost is known again
+        try:
+            taken = await until_answered(lambda: self._broker.take(entry, worker_id=self._worker_id, lease=lease))
+            if isinstance(taken, Taken):
+                await self._begin(taken)
+        except ValueError as error:  # MalformedMessage, or a parameter out of bounds: the job's fault, not ours
+            log.error("job cannot be read", generation_id=entry.generation_id, error=str(error))
+            await self._fail(entry, lease)
+        finally:
+            self._holdings.taking.discard(entry.entry_id)
+
+    async def hand_back(self, entry: Delivered, lease: str | None = None) -> None:
+        """Let another worker have the entry, without a charge. `lease` is None for one that was never taken."""
+        await until_answered(lambda: self._broker.release(entry, worker_id=self._worker_id, lease=lease))
+
+    async def _begin(self, taken: Taken) -> None:
+        """Continue where the log ends."""
+        attempt = Attempt(taken, taken_s=time.monotonic())
+        if taken.num_tokens > 0:
+            attempt.resume(await until_answered(lambda: self._read_tokens(attempt.generation_id)))
+        if len(attempt.tokens) != taken.num_tokens or attempt.chains[-1] != taken.chain:
+            log.warning("log and record disagree", num_tokens=len(attempt.tokens), **attempt.facts)
+            await self.hand_back(taken.entry, taken.lease)
+            await asyncio.sleep(UNREADABLE_LOG_WAIT_S)
+            return
+        if (earlier := self._holdings.of_generation(attempt.generation_id)) is not None:
+            self._holdings.part(earlier, Parting.LEASE_LOST)  # it came back to us before we noticed that it had gone
+        request = to_request(attempt, self._eos_token_ids)
+        log.info("taken", num_tokens=taken.num_tokens, **attempt.facts)
+        self._holdings.add(attempt)
+        self._engine.add(request)
+        if taken.cancel:
+            self._publisher.cancel(attempt)
+        if taken.attempt == 1:
+            record_queue(attempt)
+
+    async def _read_tokens(self, generation_id: str) -> list[LoggedToken]:
+        entries = await self._broker.read_log(generation_id)
+        return [
+            LoggedToken(
+                choice=token.choice,
+                index=token.index,
+                position=token.position,
+                token_id=token.id,
+                text=token.text,
+                logprob=token.logprob if token.HasField("logprob") else None,
+            )
+            for entry in entries
+            if isinstance(entry, TokenRow)
+            for token in decode_tokens(entry.body)
+        ]
+
+    async def _fail(self, entry: Delivered, lease: str) -> None:
+        """End a generation that this version cannot read: no other worker of this version could either."""
+        row = StepRow(
+            generation_id=entry.generation_id,
+            lease=lease,
+            t0=0,
+            num_tokens=0,
+            chain0=CHAIN_START,
+            chain1=CHAIN_START,
+            body=b"",
+            end=EndReason.FAILED,
+            error=FAILED_TEXT,
+        )
+        await until_answered(lambda: self._broker.step([row]))
+
+
+def to_request(attempt: Attempt, eos_token_ids: tuple[int, ...]) -> GenerationRequest:
+    """The attempt as the engine takes it, named by its lease; the deadline on this process' monotonic clock."""
+    taken, job = attempt.taken, attempt.taken.job
+    return GenerationRequest(
+        generation_id=attempt.lease,
+        prompt_ids=job.prompt_ids,
+        sampling=SamplingParams(job.sampling.temperature, job.sampling.top_k, job.sampling.top_p, job.sampling.seed),
+        stopping=StoppingParams(job.stopping.max_new_tokens, job.stopping.stop_strings, eos_token_ids),
+        output_ids=tuple(token.token_id for token in attempt.tokens),
+        strip_leading_space=job.strip_leading_space,
+        deadline_s=attempt.taken_s + (taken.deadline_ms - taken.now_ms) / 1000,
+    )
