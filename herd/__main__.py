@@ -32,6 +32,9 @@ def up(
         int, typer.Option(min=1, max=64, help="worker processes; one GPU each where there are GPUs")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    chat_format: Annotated[
+        str, typer.Option(help="llama2, none, or auto: by the folder's template (older chat folders have none)")
+    ] = "auto",
     host: Annotated[str, typer.Option(help="where to listen")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 50051,
     insecure: Annotated[bool, typer.Option(help="allow a host beyond loopback without TLS")] = False,
@@ -49,6 +52,7 @@ def up(
         quantization=quantization,
         workers=workers,
         device=device,
+        chat_format=chat_format,
         host=host,
         port=port,
         insecure=insecure,

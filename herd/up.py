@@ -36,6 +36,7 @@ class UpOptions:
     quantization: str
     workers: int
     device: str
+    chat_format: str
     host: str
     port: int
     insecure: bool
@@ -137,6 +138,7 @@ class _Herd:
                 "HERD_WORKER_QUANTIZATION": self._quantization(),
                 "HERD_WORKER_THREADS": str(threads),
                 "HERD_WORKER_DEVICE": options.device,
+                "HERD_WORKER_CHAT_FORMAT": options.chat_format,
             }
             if gpus > 1:
                 worker["CUDA_VISIBLE_DEVICES"] = str(number % gpus)

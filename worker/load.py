@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from contract.bundle import ChatFormat, ChatFormatKind
 from worker.bundle import build_bundle, token_pieces
 from worker.engine.config import LlamaConfig, Quantization
 from worker.engine.engine import Engine, EngineSettings
@@ -11,6 +12,12 @@ from worker.engine.loader import load_model
 from worker.progress import Progress
 from worker.served import Served
 from worker.settings import WorkerSettings
+
+_CHAT_FORMATS = {
+    "auto": None,
+    "llama2": ChatFormat(ChatFormatKind.LLAMA2),
+    "none": ChatFormat(ChatFormatKind.NONE),
+}
 
 
 def load(settings: WorkerSettings, progress: Progress) -> Served:
@@ -29,7 +36,9 @@ def load(settings: WorkerSettings, progress: Progress) -> Served:
     def note(fraction: float) -> None:
         progress.loaded_permille = int(fraction * 1000)
 
-    bundle = build_bundle(settings.model_path, quantization=progress.quantization)
+    bundle = build_bundle(
+        settings.model_path, quantization=progress.quantization, chat_format=_CHAT_FORMATS[settings.chat_format]
+    )
     model = load_model(
         settings.model_path, quantization, device, kv_bytes=settings.kv_cache_bytes or None, progress=note
     )

@@ -22,6 +22,10 @@ class WorkerSettings(BaseSettings):
     quantization: Literal["auto", "none", "int8", "nf4", "nf4-dq"] = Field(
         default="auto", description="how the weights are held; auto is as the folder saved them"
     )
+    chat_format: Literal["auto", "llama2", "none"] = Field(
+        default="auto",
+        description="how conversations become prompts; auto is by the folder's template, and without one not at all",
+    )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto is the first GPU, without one the CPU"
     )

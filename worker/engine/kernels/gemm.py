@@ -1,0 +1,210 @@
+"""Products of fp16 activations with int8 or NF4 weights: packing at load, and the launch of gemm.cu.
+
+Deterministic. A row's result depends neither on the other rows nor on its place as long as the batch stays within one
+tile size (8, 16, 32, 64 or 128 rows). Between tile sizes the order of the sums may change (Tuning.num_groups), and NF4
+rounds its weights instead of scaling its sums from 64 rows on (SCALE_SUMS in gemm.cu).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from worker.engine.kernels.build import Kernel, load_kernels, tensor_map
+from worker.engine.kernels.repack import UNIT_COLUMNS, UNIT_ROWS, pack_int8, pack_nf4, pair_rows
+from worker.engine.weights import NF4_CODES, Int8Weight, Nf4Weight
+
+TILE_SIZES = (8, 16, 32, 64, 128)
+MAX_TAGGED_TILE = 32  # gemm.cu, TAGGED
+MIN_SHARED_BYTES = 120 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How one tile size is compiled.
+
+    Attributes:
+        num_stages: units in flight in shared memory per block of threads.
+        num_groups: 1 or 2; with 2 the units of a block alternate between two times 256 threads.
+    """
+
+    num_stages: int
+    num_groups: int
+
+
+INT8_TUNING: Mapping[int, Tuning] = {
+    8: Tuning(6, 1),
+    16: Tuning(6, 1),
+    32: Tuning(6, 2),
+    64: Tuning(4, 1),
+    128: Tuning(4, 1),
+}
+NF4_TUNING: Mapping[int, Tuning] = {
+    8: Tuning(8, 2),
+    16: Tuning(8, 2),
+    32: Tuning(6, 2),
+    64: Tuning(6, 2),
+    128: Tuning(3, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight in repack.py's order, on the GPU.
+
+    Attributes:
+        units: [number of units, bytes of a unit] uint8.
+        row_scale: [rows, padded to units] float32, absmax / 127 of int8; empty for NF4.
+        shape: (N, K) as the layer has it.
+        is_gate_up: rows are [gate; up] and the product is silu(gate) * up, N / 2 wide.
+        bits: 8 or 4.
+    """
+
+    units: Tensor
+    row_scale: Tensor
+    shape: tuple[int, int]
+    is_gate_up: bool
+    bits: int
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the product."""
+        return self.shape[0] // 2 if self.is_gate_up else self.shape[0]
+
+
+def pack(weight: Int8Weight | Nf4Weight, *, is_gate_up: bool = False) -> PackedWeight:
+    """Move a weight's bytes into the kernel's order, on the weight's device. The original may be freed after.
+
+    Raises ValueError for a shape or block size that the kernel does not take: K must be a multiple of 64.
+    """
+    rows, columns = weight.shape
+    if columns % 64:
+        raise ValueError(f"the kernel takes inputs in blocks of 64, not {columns}")
+    if isinstance(weight, Int8Weight):
+        codes, scale = weight.codes, weight.row_absmax.float() / 127
+        if is_gate_up:
+            codes, scale = pair_rows(codes), pair_rows(scale)
+        scale = torch.nn.functional.pad(scale, (0, -scale.shape[0] % UNIT_ROWS)).contiguous()
+        return PackedWeight(pack_int8(codes), scale, (rows, columns), is_gate_up, 8)
+    if weight.block_size != 64:
+        raise ValueError(f"the kernel takes NF4 in blocks of 64, not {weight.block_size}")
+    packed = weight.packed.view(rows, columns // 2)
+    absmax = weight.flat_absmax().float().view(rows, columns // 64)
+    if is_gate_up:
+        packed, absmax = pair_rows(packed), pair_rows(absmax)
+    return PackedWeight(pack_nf4(packed, absmax), absmax.new_empty(0), (rows, columns), is_gate_up, 4)
+
+
+class GemmWorkspace:
+    """Where the products of one stream leave partial sums for each other. Two streams need two of these.
+
+    Invariant: between launches every tag and flag is zero.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.num_blocks = torch.cuda.get_device_properties(device).multi_processor_count
+        sums = self.num_blocks * UNIT_ROWS
+        self.tagged = torch.zeros(2 * sums * MAX_TAGGED_TILE, dtype=torch.int32, device=device)
+        self.plain = torch.empty(sums * max(TILE_SIZES), device=device)
+        self.flags = torch.zeros(self.num_blocks, dtype=torch.int32, device=device)
+
+    def check(self) -> None:
+        """Raise AssertionError if a launch left a flag set. Waits for the device."""
+        assert not self.flags.any(), "a product left a flag set"
+        assert not self.tagged.any(), "a product left a sum unread"
+
+
+class QuantizedGemm:
+    """y = x @ w.T for one packed weight; for gate_up, y = silu(x @ gate.T) * (x @ up.T)."""
+
+    def __init__(
+        self, weight: PackedWeight, workspace: GemmWorkspace, tuning: Mapping[int, Tuning] | None = None
+    ) -> None:
+        self.weight = weight
+        self._workspace = workspace
+        self._tuning = tuning or (INT8_TUNING if weight.bits == 8 else NF4_TUNING)
+        self._chunks = -(-weight.shape[1] // UNIT_COLUMNS)
+
+    def __call__(self, x: Tensor, out: Tensor, *, overlap: bool = False) -> Tensor:
+        """Multiply [M, K] into out [M, num_outputs], both fp16 and contiguous; returns out. `overlap`: see package."""
+        assert x.dtype == out.dtype == torch.float16
+        assert x.is_contiguous()
+        assert out.is_contiguous()
+        assert x.shape[1] == self.weight.shape[1]
+        assert out.shape == (x.shape[0], self.weight.num_outputs)
+        largest = max(self._tuning)
+        for first in range(0, x.shape[0], largest):
+            self._launch(x[first : first + largest], out[first : first + largest], overlap)
+        return out
+
+    def _launch(self, x: Tensor, out: Tensor, overlap: bool) -> None:
+        weight, workspace = self.weight, self._workspace
+        tile = min(size for size in self._tuning if size >= x.shape[0])
+        num_units = weight.units.shape[0]
+        tuning = self._tuning[tile]
+        kernel = _load(x.device.index, weight.bits, tile, weight.is_gate_up, tuning)
+        kernel.launch(
+            (min(workspace.num_blocks, num_units), 1, 1),
+            256 * tuning.num_groups + 32,
+            (
+                tensor_map(x, tile),
+                ctypes.c_void_p(weight.units.data_ptr()),
+                ctypes.c_void_p(weight.row_scale.data_ptr()),
+                ctypes.c_void_p(out.data_ptr()),
+                ctypes.c_void_p(workspace.tagged.data_ptr()),
+                ctypes.c_void_p(workspace.plain.data_ptr()),
+                ctypes.c_void_p(workspace.flags.data_ptr()),
+                ctypes.c_int(x.shape[0]),
+                ctypes.c_int(weight.num_outputs),
+                ctypes.c_int(num_units),
+                ctypes.c_int(self._chunks),
+            ),
+            overlap=overlap,
+        )
+
+
+def source_of(bits: int, tile: int, is_gate_up: bool, tuning: Tuning) -> tuple[dict[str, int], str, int]:
+    """Macros, text before gemm.cu, and bytes of shared memory of one variant."""
+    defines = {
+        "FORMAT": bits,
+        "BATCH": tile,
+        "STAGES": tuning.num_stages,
+        # More, and what is loaded early slows the blocks of the product before, which all must wait for.
+        "EARLY_STAGES": tuning.num_stages // 2,
+        "K_GROUPS": tuning.num_groups,
+        "SILU": int(is_gate_up),
+    }
+    halves = ", ".join(str(struct.unpack("<H", struct.pack("<e", code))[0]) for code in NF4_CODES)
+    prelude = f"__constant__ u16 NF4[16] = {{{halves}}};\n" + _wgmma(tile, "wgmma", 1) + _wgmma(tile, "wgmma_first", 0)
+    unit_bytes = 16384 if bits == 8 else 9216
+    shared = tuning.num_stages * (unit_bytes + 256 * tile + 16) + (32768 if bits == 4 else 0) + 1024
+    shared += 512 * tile if tuning.num_groups == 2 else 0
+    # More than half of a multiprocessor's, so that its blocks spread evenly: two of one product would never share one.
+    return defines, prelude, max(shared, MIN_SHARED_BYTES)
+
+
+@cache
+def _load(device_index: int, bits: int, tile: int, is_gate_up: bool, tuning: Tuning) -> Kernel:
+    defines, prelude, shared = source_of(bits, tile, is_gate_up, tuning)
+    with torch.cuda.device(device_index):
+        return load_kernels("gemm.cu", defines, prelude, {"quantized_gemm": shared})["quantized_gemm"]
+
+
+def _wgmma(tile: int, name: str, adds: int) -> str:
+    """Device function `name`: d (+)= a x for one step of 16 inputs, a in registers and x described by a descriptor."""
+    count = tile // 2
+    sums = ", ".join(f"%{i}" for i in range(count))
+    outputs = ", ".join(f'"{"+" if adds else "="}f"(d[{i}])' for i in range(count))
+    a = ", ".join(f"%{count + i}" for i in range(4))
+    inputs = ", ".join(f'"r"(a[{i}])' for i in range(4))
+    return (
+        f"DEVICE void {name}(float* d, const u32* a, u64 x) {{\n"
+        f'  asm volatile("wgmma.mma_async.sync.aligned.m64n{tile}k16.f32.f16.f16 {{{sums}}}, {{{a}}}, %{count + 4}, '
+        f'{adds}, 1, 1, 0;" : {outputs} : {inputs}, "l"(x));\n}}\n'
+    )
