@@ -1,0 +1,1 @@
+"""Scripts of the house; none is installed."""

@@ -1,0 +1,37 @@
+"""What the documents say is what the tree holds."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from scripts import settings_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_setting_stands_in_the_readme() -> None:
+    """`python -m scripts.settings_table --write` makes it so."""
+    readme = (ROOT / "README.md").read_text()
+
+    assert settings_table.written(readme) == readme
+
+
+def test_every_folder_stands_in_the_readme() -> None:
+    """And no other."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folders = {path.split("/")[0] for path in tracked.splitlines() if "/" in path}
+    table = (ROOT / "README.md").read_text().partition("## The tree")[2].partition("## ")[0]
+    named = set(re.findall(r"`(\w+)/`", table))
+
+    assert named == folders - {".ci", "scripts"}
+
+
+def test_every_step_of_the_path_is_a_file() -> None:
+    """ARCHITECTURE.md's table of contents exists."""
+    table = (
+        (ROOT / "ARCHITECTURE.md").read_text().partition("## The path of a request")[2].partition("Three processes")[0]
+    )
+    steps = re.findall(r"\| \d \| `([^`]+)`", table)
+
+    assert len(steps) == 7
+    assert all((ROOT / step).exists() for step in steps)
