@@ -7,8 +7,7 @@
 //
 // Compiled once per GROUP (1 to 8), SPLIT (a multiple of 64), BUFFERS, FUSED. FUSED: qkv is the projection's output, the new key is
 // rotated, and key and value are written to the cache here; else queries are rotated and the cache is complete.
-// FUSED reads older positions of the cache before it waits for the kernel before it: positions, block tables and those
-// keys must be older than the last kernel launched without programmatic dependence.
+// FUSED reads positions, block tables and older keys and values before it waits for the kernel right before it.
 
 constexpr int D = 128, TILE = 64, TILES = SPLIT / TILE, WARPS = 4, STEPS = D / 16;
 constexpr int TILE_BYTES = TILE * D * 2;

@@ -83,8 +83,7 @@ class DecodeAttention:
             positions: [B] int32, of the new token; -1 skips a row and leaves its output as it was.
             block_tables: [B, max_blocks] int32.
             max_context: no position is this large; it sets the grid, so a captured graph holds up to it.
-            overlap: see the package; with `writes_cache`, positions, block tables and earlier keys must then be older
-                than the last kernel launched without overlap.
+            overlap: see the package. With `writes_cache`, positions, block tables and the cache are read early.
         """
         rows = x.shape[0]
         group = self._num_heads // self._num_kv_heads

@@ -99,8 +99,7 @@ def load_kernels(
     Raises:
         KernelBuildError: no compiler, no driver, or a source that does not compile.
     """
-    text = "".join(f"#define {name} {value}\n" for name, value in defines.items())
-    text += (SOURCES / "device.cuh").read_text() + prelude + (SOURCES / file).read_text()
+    text = source_text(file, defines, prelude)
     major, minor = torch.cuda.get_device_capability()
     cubin = _cubin(text, f"sm_{major}{minor}" + ("a" if major == 9 else ""), file)
     torch.cuda.current_stream()  # the primary context exists from here on
@@ -112,6 +111,38 @@ def load_kernels(
         _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), name)
         found[name] = Kernel(function, name, num_bytes)
     return found
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether the kernels run on this device: a Hopper GPU (the products use its wgmma and its copy engine)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def source_text(file: str, defines: Mapping[str, int], prelude: str) -> str:
+    """All that the compiler sees of one variant of a source file."""
+    macros = "".join(f"#define {name} {value}\n" for name, value in defines.items())
+    return macros + (SOURCES / "device.cuh").read_text() + prelude + (SOURCES / file).read_text()
+
+
+def compile_source(text: str, arch: str, file: str) -> bytes:
+    """The cubin of a text for an architecture such as sm_90a; needs no GPU. Raises KernelBuildError."""
+    nvrtc = _nvrtc()
+    program = ctypes.c_void_p()
+    _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), file.encode(), 0, None, None), "nvrtc")
+    options = [b"--std=c++17", f"--gpu-architecture={arch}".encode()]
+    status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    if status != _SUCCESS:
+        size = ctypes.c_size_t()
+        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        raise KernelBuildError(f"{file}: {log.value.decode(errors='replace')}")
+    size = ctypes.c_size_t()
+    _check(nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)), "nvrtc")
+    cubin = ctypes.create_string_buffer(size.value)
+    _check(nvrtc.nvrtcGetCUBIN(program, cubin), "nvrtc")
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return cubin.raw
 
 
 def tensor_map(x: torch.Tensor, box_rows: int) -> TensorMap:
@@ -148,7 +179,7 @@ def _cubin(text: str, arch: str, file: str) -> bytes:
     path = _cache_folder() / f"{Path(file).stem}-{key}.cubin"
     if path.exists():
         return path.read_bytes()
-    cubin = _compile(text, arch, file)
+    cubin = compile_source(text, arch, file)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file_:
         file_.write(cubin)
@@ -159,26 +190,6 @@ def _cubin(text: str, arch: str, file: str) -> bytes:
 def _cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "llamaherd" / "kernels"
-
-
-def _compile(text: str, arch: str, file: str) -> bytes:
-    nvrtc = _nvrtc()
-    program = ctypes.c_void_p()
-    _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), file.encode(), 0, None, None), "nvrtc")
-    options = [b"--std=c++17", f"--gpu-architecture={arch}".encode()]
-    status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    if status != _SUCCESS:
-        size = ctypes.c_size_t()
-        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetProgramLog(program, log)
-        raise KernelBuildError(f"{file}: {log.value.decode(errors='replace')}")
-    size = ctypes.c_size_t()
-    _check(nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)), "nvrtc")
-    cubin = ctypes.create_string_buffer(size.value)
-    _check(nvrtc.nvrtcGetCUBIN(program, cubin), "nvrtc")
-    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    return cubin.raw
 
 
 def _nvrtc_version() -> str:

@@ -1,0 +1,45 @@
+"""Every variant of the GPU kernels that Llama 2 needs compiles for Hopper, without a GPU and without headers."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.engine.kernels.build import KernelBuildError, compile_source, source_text
+from worker.engine.kernels.gemm import INT8_TUNING, NF4_TUNING, TILE_SIZES, source_of
+
+MAX_SHARED_BYTES = 227 * 1024  # of one block of threads on a Hopper multiprocessor
+
+
+@pytest.mark.parametrize("is_gate_up", [False, True])
+@pytest.mark.parametrize("tile", TILE_SIZES)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_product_compiles_and_fits(bits: int, tile: int, is_gate_up: bool) -> None:
+    """Its stages fit in shared memory, and its code uses the tensor cores' warpgroup instruction."""
+    tuning = (INT8_TUNING if bits == 8 else NF4_TUNING)[tile]
+    defines, prelude, shared_bytes = source_of(bits, tile, is_gate_up, tuning)
+    assert shared_bytes <= MAX_SHARED_BYTES
+    assert compile_source(source_text("gemm.cu", defines, prelude), "sm_90a", "gemm.cu").startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("is_fused", [0, 1])
+@pytest.mark.parametrize("buffers", [2, 4])
+@pytest.mark.parametrize("group", [1, 8])
+def test_attention_compiles(group: int, buffers: int, is_fused: int) -> None:
+    """For each number of query heads per key-value head among Llama 2's sizes."""
+    defines = {"GROUP": group, "SPLIT": 256, "BUFFERS": buffers, "FUSED": is_fused}
+    assert compile_source(source_text("attention.cu", defines, ""), "sm_90a", "attention.cu").startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("hidden", [4096, 5120, 8192])
+@pytest.mark.parametrize("bits", [0, 8, 4])
+def test_the_small_kernels_compile(bits: int, hidden: int) -> None:
+    """For each hidden size of Llama 2 and each storage format."""
+    prelude = "__constant__ float NF4_FLOAT[16] = {};\n"
+    text = source_text("rowwise.cu", {"HIDDEN": hidden, "FORMAT": bits}, prelude)
+    assert compile_source(text, "sm_90a", "rowwise.cu").startswith(b"\x7fELF")
+
+
+def test_what_does_not_compile_is_refused_with_the_compilers_words() -> None:
+    """The error names the file and carries the log."""
+    with pytest.raises(KernelBuildError, match=r"broken\.cu: broken\.cu\(1\): error"):
+        compile_source("this is no CUDA\n", "sm_90a", "broken.cu")
