@@ -104,9 +104,10 @@ class Cursor:
         new = tokens[old:]
         if new and new[0].position != self.position:
             raise Disagreement
-        self._chains.extend(token.chain for token in new)
         pieces = [Piece(row.body if old == 0 else _encode(new), is_tokens=True)] if new else []
-        return pieces + self._tell(row.choice_ends)
+        pieces += self._tell(row.choice_ends)
+        self._chains.extend(token.chain for token in new)
+        return pieces
 
     def _take_mark(self, mark: AttemptMark) -> list[Piece]:
         if mark.attempt <= self.attempt:
@@ -133,8 +134,9 @@ class Cursor:
 
     def _tell(self, ends: Sequence[ChoiceEnd]) -> list[Piece]:
         untold = [end for end in ends if end.choice not in self._told_choices]
+        pieces = [Piece(events.choice_finished(end), is_tokens=False) for end in untold]
         self._told_choices.update(end.choice for end in untold)
-        return [Piece(events.choice_finished(end), is_tokens=False) for end in untold]
+        return pieces
 
 
 def _encode(tokens: Sequence[common_pb2.Token]) -> bytes:

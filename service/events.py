@@ -6,7 +6,7 @@ Only token messages may be joined by concatenation; every other event is a messa
 from collections.abc import Collection
 
 from contract.errors import DeadlinePassed, GenerationFailed, PoisonJob, ServeError
-from contract.messages import AttemptMark, ChoiceEnd, Ending, EndReason, Job, Times
+from contract.messages import AttemptMark, ChoiceEnd, Ending, EndReason, Job, MalformedMessage, Times
 from llamaherd.v1 import common_pb2, generation_pb2
 
 NUM_CHOICES = 1  # until requests may ask for more
@@ -50,7 +50,9 @@ def completed(ending: Ending, prompt_tokens: int) -> bytes:
 
 
 def finish_of(end: ChoiceEnd) -> common_pb2.ChoiceFinished:
-    """How a choice ended, as the API says it."""
+    """How a choice ended, as the API says it. Raises MalformedMessage for a reason that the API does not have."""
+    if f"FINISH_REASON_{end.reason}" not in common_pb2.FinishReason.keys():  # noqa: SIM118  no mapping, but an enum
+        raise MalformedMessage(f"choice {end.choice} ended with {end.reason!r}")
     return common_pb2.ChoiceFinished(
         choice=end.choice,
         reason=f"FINISH_REASON_{end.reason}",

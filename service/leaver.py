@@ -21,7 +21,7 @@ class Leaving:
 
     generation_id: str
     caller: str
-    submission: asyncio.Future[Any] | None
+    submission: asyncio.Future[Any]
 
 
 class Leaver:
@@ -37,7 +37,7 @@ class Leaver:
         self._is_read = is_read
         self._queue: asyncio.Queue[Leaving] = asyncio.Queue()
 
-    def put_nowait(self, generation_id: str, caller: str, submission: asyncio.Future[Any] | None) -> None:
+    def put_nowait(self, generation_id: str, caller: str, submission: asyncio.Future[Any]) -> None:
         """Leave soon. Never waits."""
         self._queue.put_nowait(Leaving(generation_id, caller, submission))
 
@@ -59,8 +59,7 @@ class Leaver:
 
     async def _leave(self, leaving: Leaving) -> None:
         generation_id = leaving.generation_id
-        if leaving.submission is not None:
-            await asyncio.wait([leaving.submission])
+        await asyncio.wait([leaving.submission])
         if self._is_read(generation_id):
             return
         await until_answered(lambda: self._broker.leave(generation_id, gateway_id=self._gateway_id))

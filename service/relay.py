@@ -61,7 +61,7 @@ class Relay:
             readers.remove(stream)
             if not readers:
                 del self._streams[generation_id]
-            if stream.is_reader and stream.cursor.ending is None:
+            if stream.submission is not None and stream.cursor.ending is None:
                 self.leaver.put_nowait(generation_id, stream.caller, stream.submission)
 
     def end_all(self, error: Exception) -> None:

@@ -5,7 +5,7 @@ import hmac
 
 from contract import keys
 from contract.broker import Broker, Submitted
-from contract.errors import BrokerDown, NoWorker, RequestIdReused, ServeError, UnknownGeneration
+from contract.errors import BrokerDown, NoWorker, RequestIdReused, UnknownGeneration
 from contract.messages import Job
 from service.models import Models
 from service.owned import OwnedCalls
@@ -59,16 +59,11 @@ class Submitter:
                 window_ms=call.window_ms,
             )
         )
-        stream.submission, stream.is_reader = task, True
+        stream.submission = task
         try:
             submitted = await self._calls.wait(task)
-        except BrokerDown:
-            raise  # it may have been done all the same
-        except ServeError as error:
-            stream.is_reader = False
-            if isinstance(error, RequestIdReused):
-                raise RequestIdReused(call.request_id or "") from None
-            raise
+        except RequestIdReused:
+            raise RequestIdReused(call.request_id or "") from None  # the broker knows it by its generation
         stream.deadline_ms = submitted.accepted_ms + job.stopping.max_time_ms
         return submitted
 

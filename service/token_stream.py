@@ -29,8 +29,7 @@ class TokenStream:
     Attributes:
         last_news_s: when something last came (monotonic clock); a silent stream compares itself with the record.
         deadline_ms: when the generation must have ended, on Redis' clock; 0 is not known.
-        is_reader: whether the record may name this gateway as a reader, so that it has to leave.
-        submission: the call that makes it one, while it runs.
+        submission: the call that makes this gateway a reader, once begun; whatever becomes of it, we have to leave.
     """
 
     def __init__(self, generation_id: str, caller: str, prompt_tokens: int, read_log: ReadLog, now_s: float) -> None:
@@ -38,7 +37,6 @@ class TokenStream:
         self.caller = caller
         self.last_news_s = now_s
         self.deadline_ms = 0
-        self.is_reader = False
         self.submission: asyncio.Future[Any] | None = None
         self.cursor = Cursor(prompt_tokens)
         self._read_log = read_log

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.herd_process import HerdProcess
 from tests.herd_process import herd_up as start_herd
+
+hypothesis.settings.register_profile("same-every-time", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("same-every-time")
 
 
 @pytest.fixture(scope="session")

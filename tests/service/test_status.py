@@ -1,0 +1,310 @@
+"""Every error as a status: the table is total, its rows are reached over a real channel, and trailers stay small."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from contract import errors, keys
+from contract.broker import Broker
+from contract.errors import FieldViolation, ServeError
+from contract.messages import EndReason
+from llamaherd.v1 import common_pb2, generation_pb2
+from service.status import PUSHBACK_KEY, TABLE, to_status, unexpected_status
+from tests.redis_server import RunningServer, start_valkey
+from tests.service.bundles import bundle
+from tests.service.conftest import short_folder
+from tests.service.gateways import RunningGateway, error_of, open_stream, prompt, read_until, running_gateway
+from tests.service.scripted_worker import ScriptedWorker, scripted_worker
+from tests.until import until
+
+
+def subclasses(cls: type[ServeError]) -> set[type[ServeError]]:
+    """All of them, however deep."""
+    return {cls_ for child in cls.__subclasses__() for cls_ in {child} | subclasses(child)}
+
+
+def test_every_error_has_a_row() -> None:
+    """An error without a row would reach a client as INTERNAL."""
+    assert subclasses(ServeError) == set(TABLE)
+
+
+def test_reasons_are_unique_and_upper_snake() -> None:
+    """Clients branch on them."""
+    reasons = [row.reason for row in TABLE.values()]
+    assert len(set(reasons)) == len(reasons)
+    assert all(
+        reason == reason.upper() and reason.replace("_", "").isalpha() and len(reason) < 64 for reason in reasons
+    )
+
+
+@dataclass(slots=True)
+class World:
+    """What a trigger may use: each a thing that is really there."""
+
+    gateway: RunningGateway
+    worker: ScriptedWorker
+    broker: Broker
+    tiny: RunningGateway  # lets one wait and two in
+    draining: RunningGateway  # has one stream and was told to stop
+    cut_off: RunningGateway  # its Redis is gone
+
+
+async def bad_field(world: World) -> None:
+    """Several fields."""
+    request = prompt()
+    request.spec.sampling.temperature = -1
+    request.spec.stopping.stop_strings.append("")
+    await world.gateway.stub.Complete(generation_pb2.CompleteRequest(spec=request.spec))
+
+
+async def unknown_model(world: World) -> None:
+    """A name that nobody announced."""
+    await world.gateway.stub.Generate(prompt(model="nobody")).read()
+
+
+async def unknown_generation(world: World) -> None:
+    """A well-formed id of nothing."""
+    ask = generation_pb2.GetGenerationRequest(generation_id=keys.new_generation_id())
+    await world.gateway.stub.GetGeneration(ask)
+
+
+async def request_id_reused(world: World) -> None:
+    """The same request_id with another prompt."""
+    call, _ = await open_stream(world.gateway, prompt("one", request_id="reused"))
+    try:
+        await world.gateway.stub.Generate(prompt("two", request_id="reused")).read()
+    finally:
+        call.cancel()
+
+
+async def overloaded(world: World) -> None:
+    """One waits, one may wait."""
+    request = prompt(model="base")
+    call, _ = await open_stream(world.tiny, request)
+    try:
+        await world.tiny.stub.Generate(request).read()
+    finally:
+        call.cancel()
+
+
+async def gateway_full(world: World) -> None:
+    """Two are inside, two may be."""
+    request = prompt(request_id="inside")
+    request.spec.priority = common_pb2.PRIORITY_HIGH  # a class where nobody waits
+    streams = [await open_stream(world.tiny, request) for _ in range(2)]
+    try:
+        await world.tiny.stub.Generate(request).read()
+    finally:
+        for call, _ in streams:
+            call.cancel()
+
+
+async def draining(world: World) -> None:
+    """A new stream at a gateway that was told to stop."""
+    await world.draining.stub.Generate(prompt()).read()
+
+
+async def no_worker(world: World) -> None:
+    """Announced, and nobody beats for it."""
+    abandoned = bundle()
+    await world.broker.announce("abandoned", abandoned.digest, abandoned.to_bytes())
+    told: list[grpc.aio.AioRpcError] = []
+
+    async def is_seen() -> bool:
+        told.append(await error_of(world.gateway.stub.Generate(prompt(model="abandoned"))))
+        return told[-1].code() is not CODE.NOT_FOUND
+
+    await until(is_seen, what="the gateway has looked again")
+    raise told[-1]
+
+
+async def broker_down(world: World) -> None:
+    """A request to a gateway without its Redis."""
+    await world.cut_off.stub.Generate(prompt()).read()
+
+
+async def ended_with(world: World, reason: EndReason) -> None:
+    """A generation that its worker, or somebody in its place, ends so."""
+    call, received = await open_stream(world.gateway, prompt())
+    work = await world.worker.take(received.generation_id)
+    await work.say("a")
+    await work.finish(reason)
+    raise await error_of(call, received)
+
+
+async def log_behind(world: World) -> None:
+    """The log ends below what was delivered."""
+    call, received = await open_stream(world.gateway, prompt())
+    work = await world.worker.take(received.generation_id)
+    await work.say("a")
+    await read_until(call, received, 1)
+    await world.broker._client.delete(keys.record(work.generation_id), keys.log(work.generation_id))
+    raise await error_of(call, received)
+
+
+async def unimplemented(world: World) -> None:
+    """Part of the API, not served yet."""
+    await world.gateway.stub.SubmitGeneration(generation_pb2.SubmitGenerationRequest())
+
+
+Trigger = Callable[[World], Awaitable[None]]
+CODE = grpc.StatusCode
+REACHED: list[tuple[type[ServeError], Trigger, grpc.StatusCode, str, dict[str, Any]]] = [
+    (errors.InvalidRequest, bad_field, CODE.INVALID_ARGUMENT, "INVALID_REQUEST", {"fields": 2}),
+    (errors.UnknownModel, unknown_model, CODE.NOT_FOUND, "UNKNOWN_MODEL", {"model": "nobody"}),
+    (errors.UnknownGeneration, unknown_generation, CODE.NOT_FOUND, "UNKNOWN_GENERATION", {}),
+    (errors.RequestIdReused, request_id_reused, CODE.ALREADY_EXISTS, "REQUEST_ID_REUSED", {"request_id": "reused"}),
+    (errors.Overloaded, overloaded, CODE.UNAVAILABLE, "OVERLOADED", {"retry": True}),
+    (errors.Unavailable, gateway_full, CODE.UNAVAILABLE, "UNAVAILABLE", {"retry": True}),
+    (errors.Draining, draining, CODE.UNAVAILABLE, "DRAINING", {"retry": True}),
+    (errors.NoWorker, no_worker, CODE.UNAVAILABLE, "NO_WORKER", {"retry": True}),
+    (errors.BrokerDown, broker_down, CODE.UNAVAILABLE, "BROKER_DOWN", {"retry": True}),
+    (
+        errors.DeadlinePassed,
+        lambda world: ended_with(world, EndReason.DEADLINE),
+        CODE.DEADLINE_EXCEEDED,
+        "DEADLINE_PASSED",
+        {},
+    ),
+    (errors.LogBehind, log_behind, CODE.DATA_LOSS, "LOG_BEHIND", {}),
+    (
+        errors.PoisonJob,
+        lambda world: ended_with(world, EndReason.POISON),
+        CODE.INTERNAL,
+        "POISON_JOB",
+        {"attempts": "1"},
+    ),
+    (
+        errors.GenerationFailed,
+        lambda world: ended_with(world, EndReason.FAILED),
+        CODE.INTERNAL,
+        "GENERATION_FAILED",
+        {"attempt": "1"},
+    ),
+    (errors.Unimplemented, unimplemented, CODE.UNIMPLEMENTED, "UNIMPLEMENTED", {}),
+]
+NOT_YET_REACHED = {errors.QuotaExceeded, errors.OffsetTrimmed}  # quotas and resume positions are not served
+
+
+def test_every_row_is_reached() -> None:
+    """Below, or it is known why not."""
+    assert {row[0] for row in REACHED} | NOT_YET_REACHED == set(TABLE)
+
+
+@pytest.fixture(scope="module")
+async def world(
+    gateway: RunningGateway,
+    worker: ScriptedWorker,
+    broker: Broker,
+    valkey: RunningServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[World]:
+    """Gateways in every state that an error tells of."""
+    async with AsyncExitStack() as stack:
+        tiny = await stack.enter_async_context(running_gateway(valkey.url, max_waiting=1, max_streams=2))
+        leaving = await stack.enter_async_context(running_gateway(valkey.url, drain_timeout_s=60))
+        call, _ = await open_stream(leaving, prompt())
+        stack.callback(call.cancel)
+        leaving.stop.set()
+        lost = start_valkey(short_folder(tmp_path_factory))
+        other = Broker.connect(lost.url)
+        stack.push_async_callback(other.close)
+        await stack.enter_async_context(scripted_worker(other, {"chat": bundle()}))
+        cut_off = await stack.enter_async_context(running_gateway(lost.url))
+        lost.kill()
+        yield World(gateway, worker, broker, tiny, leaving, cut_off)
+
+
+@pytest.mark.parametrize(("error", "trigger", "code", "reason", "details"), REACHED, ids=[row[3] for row in REACHED])
+async def test_a_caller_is_told_what_happened(
+    world: World,
+    error: type[ServeError],
+    trigger: Trigger,
+    code: grpc.StatusCode,
+    reason: str,
+    details: dict[str, Any],
+) -> None:
+    """Code, ErrorInfo, field violations, and a retry delay in the details and in the trailer."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await trigger(world)
+
+    told = caught.value
+    info, bad, retry = details_of(told)
+    assert (told.code(), info.reason, info.domain) == (code, reason, "llamaherd.dev")
+    for key, value in details.items():
+        if key not in ("fields", "retry"):
+            assert info.metadata[key] == value
+    assert len(bad.field_violations) == details.get("fields", 0)
+    pushback = dict(told.trailing_metadata() or ()).get(PUSHBACK_KEY)
+    assert (retry is not None, pushback is not None) == (bool(details.get("retry")),) * 2
+    if retry is not None and pushback is not None:
+        assert retry.ToMilliseconds() == int(pushback) > 0
+
+
+def details_of(error: grpc.aio.AioRpcError) -> tuple[Any, Any, Any]:
+    """ErrorInfo, BadRequest (empty if there is none), and the retry delay or None."""
+    status = rpc_status.from_call(error)
+    assert status is not None, "no details"
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    found = [any_.Unpack(kind) for any_ in status.details for kind in (info, bad, retry) if any_.Is(kind.DESCRIPTOR)]
+    assert found
+    assert all(found)
+    return info, bad, retry.retry_delay if retry.HasField("retry_delay") else None
+
+
+def test_an_unforeseen_error_tells_nothing_but_the_request_id() -> None:
+    """What went wrong stands in the log."""
+    status = unexpected_status("abc")
+    assert (status.code, status.details) == (CODE.INTERNAL, "internal error, request abc")
+
+
+async def test_an_unforeseen_error_reaches_the_client_so(gateway: RunningGateway, broker: Broker) -> None:
+    """A bundle that no version writes: INTERNAL, the request's id, and nothing of the cause."""
+    await broker.announce("broken", "0" * 64, b"no bundle")
+    told: list[grpc.aio.AioRpcError] = []
+
+    async def is_seen() -> bool:
+        told.append(await error_of(gateway.stub.Generate(prompt(model="broken", request_id="r1"))))
+        return told[-1].code() is not CODE.NOT_FOUND
+
+    await until(is_seen, what="the gateway has looked again")
+    error = told[-1]
+
+    assert (error.code(), error.details()) == (CODE.INTERNAL, "internal error, request r1")
+    assert details_of(error)[0].metadata["request_id"] == "r1"
+
+
+@pytest.mark.parametrize("letter", ["x", "\N{PILE OF POO}"])
+def test_trailers_stay_below_what_clients_take(letter: str) -> None:
+    """A thousand wrong fields with long texts, in letters that grow most when encoded."""
+    long = letter * 5000
+    told = [
+        to_status(errors.InvalidRequest([FieldViolation(f"f{n}{long}", long) for n in range(1000)])),
+        to_status(errors.UnknownModel(long, [long])),
+        to_status(errors.UnknownGeneration(long)),
+        to_status(errors.RequestIdReused(long)),
+    ]
+
+    for status in told:
+        in_base64 = sum(len(value) * 4 // 3 for _, value in status.trailing_metadata)
+        percent_encoded = 3 * len(status.details.encode())
+        assert in_base64 + percent_encoded < 8000
+
+
+async def test_a_request_that_is_wrong_all_over_gets_its_answer(gateway: RunningGateway) -> None:
+    """A thousand messages with wrong roles: the client can read the status."""
+    request = generation_pb2.GenerateRequest(spec=common_pb2.GenerationSpec(model="chat"))
+    for _ in range(1024):
+        request.spec.chat.messages.add(content="x")
+    error = await error_of(gateway.stub.Generate(request))
+
+    assert error.code() is CODE.INVALID_ARGUMENT
+    _, bad, _ = details_of(error)
+    assert bad.field_violations[0].field == "spec.chat.messages[0].role"
+    assert "1012 more" in bad.field_violations[-1].description

@@ -1,0 +1,194 @@
+"""Every bound of the API: a request beyond it is refused with the field's path, and all fields at once."""
+
+import math
+from typing import Any
+
+import grpc
+import pytest
+
+from llamaherd.v1 import common_pb2, generation_pb2
+from service.knobs import MAX_STOP_STRING_BYTES
+from service.validate import MAX_REQUEST_BYTES
+from tests.service.bundles import CONTEXT, PIECES
+from tests.service.gateways import RunningGateway, error_of, open_stream, prompt
+from tests.service.test_status import details_of
+
+Spec = common_pb2.GenerationSpec
+VOCABULARY = len(PIECES)
+
+
+def spec(**fields: object) -> Spec:
+    """A right spec with these fields."""
+    return Spec(**({"model": "chat", "prompt": "hi"} | fields))  # type: ignore[arg-type]
+
+
+def sampling(**fields: object) -> Spec:
+    """A right spec with this sampling."""
+    return spec(sampling=common_pb2.Sampling(**fields))  # type: ignore[arg-type]
+
+
+def stopping(**fields: object) -> Spec:
+    """A right spec with this stopping."""
+    return spec(stopping=common_pb2.Stopping(**fields))  # type: ignore[arg-type]
+
+
+def output(**fields: object) -> Spec:
+    """A right spec with these output options."""
+    return spec(output=common_pb2.OutputOptions(**fields))  # type: ignore[arg-type]
+
+
+def chat(*messages: tuple[common_pb2.Role, str], model: str = "chat", allow: bool = False) -> Spec:
+    """A conversation."""
+    turns = [common_pb2.ChatMessage(role=role, content=content) for role, content in messages]
+    return Spec(model=model, chat=common_pb2.ChatInput(messages=turns, allow_format_tags=allow))
+
+
+def ids(*values: int) -> Spec:
+    """A prompt of ids."""
+    return Spec(model="chat", token_ids=common_pb2.TokenIds(ids=values))
+
+
+SYSTEM, USER, ASSISTANT = common_pb2.ROLE_SYSTEM, common_pb2.ROLE_USER, common_pb2.ROLE_ASSISTANT
+UNSERVED = "is not served by this version"
+REFUSED: list[tuple[Spec, str, str]] = [
+    (sampling(temperature=math.nan), "spec.sampling.temperature", "is nan; the range is 0 to 100"),
+    (sampling(temperature=math.inf), "spec.sampling.temperature", "is inf"),
+    (sampling(temperature=-0.1), "spec.sampling.temperature", "is -0.1"),
+    (sampling(temperature=100.1), "spec.sampling.temperature", "0 to 100"),
+    (sampling(top_k=VOCABULARY + 1), "spec.sampling.top_k", f"0 to {VOCABULARY}"),
+    (sampling(top_p=0), "spec.sampling.top_p", "over 0, at most 1"),
+    (sampling(top_p=1.01), "spec.sampling.top_p", "over 0, at most 1"),
+    (sampling(top_p=math.nan), "spec.sampling.top_p", "is nan"),
+    (sampling(min_p=1.5), "spec.sampling.min_p", "0 to 1"),
+    (sampling(min_p=0.1), "spec.sampling.min_p", UNSERVED),
+    (sampling(typical_p=0), "spec.sampling.typical_p", "over 0"),
+    (sampling(typical_p=0.5), "spec.sampling.typical_p", UNSERVED),
+    (sampling(repetition_penalty=0), "spec.sampling.repetition_penalty", "over 0"),
+    (sampling(repetition_penalty=1.1), "spec.sampling.repetition_penalty", UNSERVED),
+    (sampling(frequency_penalty=-101), "spec.sampling.frequency_penalty", "-100 to 100"),
+    (sampling(frequency_penalty=1), "spec.sampling.frequency_penalty", UNSERVED),
+    (sampling(presence_penalty=math.nan), "spec.sampling.presence_penalty", "is nan"),
+    (sampling(presence_penalty=1), "spec.sampling.presence_penalty", UNSERVED),
+    (sampling(n=0), "spec.sampling.n", "1 to 16"),
+    (sampling(n=17), "spec.sampling.n", "1 to 16"),
+    (sampling(n=2), "spec.sampling.n", UNSERVED),
+    (sampling(logit_bias={5: 1.0}), "spec.sampling.logit_bias", UNSERVED),
+    (sampling(logit_bias={5: math.nan}), "spec.sampling.logit_bias[5]", "is nan"),
+    (sampling(logit_bias={VOCABULARY: 1.0}), f"spec.sampling.logit_bias[{VOCABULARY}]", "is no id"),
+    (sampling(logit_bias=dict.fromkeys(range(1025), 1.0)), "spec.sampling.logit_bias", "at most 1024"),
+    (stopping(max_new_tokens=0), "spec.stopping.max_new_tokens", "1 to 4096"),
+    (stopping(max_new_tokens=CONTEXT + 1), "spec.stopping.max_new_tokens", "1 to 4096"),
+    (
+        stopping(max_new_tokens=CONTEXT - 3),
+        "spec.stopping.max_new_tokens",
+        "prompt has 4 tokens and the context 4096",
+    ),
+    (stopping(max_total_tokens=0), "spec.stopping.max_total_tokens", "1 to 4096"),
+    (stopping(max_total_tokens=CONTEXT + 1), "spec.stopping.max_total_tokens", "1 to 4096"),
+    (stopping(max_total_tokens=4), "spec.stopping.max_total_tokens", "the prompt alone has 4 tokens"),
+    (stopping(max_time_ms=0), "spec.stopping.max_time_ms", "at least 1"),
+    (stopping(min_new_tokens=1), "spec.stopping.min_new_tokens", UNSERVED),
+    (stopping(stop_strings=["a"] * 17), "spec.stopping.stop_strings", "has 17; at most 16"),
+    (stopping(stop_strings=["a", ""]), "spec.stopping.stop_strings[1]", "is empty"),
+    (stopping(stop_strings=["é" * 129]), "spec.stopping.stop_strings[0]", "has 258 bytes; at most 256"),
+    (stopping(stop_token_ids=[3]), "spec.stopping.stop_token_ids", UNSERVED),
+    (stopping(stop_token_ids=[3] * 65), "spec.stopping.stop_token_ids", "at most 64"),
+    (stopping(stop_token_ids=[VOCABULARY]), "spec.stopping.stop_token_ids", f"has {VOCABULARY}"),
+    (stopping(ignore_eos=True), "spec.stopping.ignore_eos", UNSERVED),
+    (output(top_logprobs=21), "spec.output.top_logprobs", "0 to 20"),
+    (output(top_logprobs=1), "spec.output.top_logprobs", UNSERVED),
+    (output(echo=True), "spec.output.echo", UNSERVED),
+    (output(prompt_logprobs=True), "spec.output.prompt_logprobs", UNSERVED),
+    (spec(priority=77), "spec.priority", "is 77"),
+    (spec(resume_window_ms=600_001), "spec.resume_window_ms", "at most 600000"),
+    (spec(model="m" * 129), "spec.model", "has 129 characters"),
+    (spec(model=""), "spec.model", "is required, as several models are served"),
+    (Spec(model="chat"), "spec.input", "is missing"),
+    (spec(prompt=""), "spec.prompt", "is empty"),
+    (spec(prompt="x" * 5010), "spec.prompt", "prompt has 5012 tokens; this model accepts 4095"),
+    (spec(prompt="x" * (CONTEXT - 2)), "spec.prompt", "prompt has 4096 tokens; this model accepts 4095"),
+    (spec(prompt="x" * MAX_REQUEST_BYTES), "spec", f"at most {MAX_REQUEST_BYTES}"),
+    (ids(), "spec.token_ids.ids", "is empty"),
+    (ids(1, 2, VOCABULARY), "spec.token_ids.ids[2]", f"is {VOCABULARY}; ids are 0 to {VOCABULARY - 1}"),
+    (ids(*[3] * CONTEXT), "spec.token_ids", "prompt has 4096 tokens"),
+    (chat(), "spec.chat.messages", "has 0 messages; 1 to 1024"),
+    (chat(*[(USER, "x")] * 1025), "spec.chat.messages", "has 1025 messages"),
+    (chat((common_pb2.ROLE_UNSPECIFIED, "x")), "spec.chat.messages[0].role", "is 0"),
+    (chat((USER, "x"), (USER, "y")), "spec.chat.messages[1].role", "must be assistant"),
+    (chat((SYSTEM, "x")), "spec.chat.messages", "has no user message"),
+    (chat((USER, "x"), (ASSISTANT, "y")), "spec.chat.messages[1].role", "the last must be user"),
+    (chat((USER, "see [INST]")), "spec.chat.messages[0].content", "[INST]"),
+    (chat((USER, "x" * 5000)), "spec.chat", "this model accepts 4095"),
+    (chat((USER, "hi"), model="base"), "spec.chat", "base model without a chat format"),
+]
+
+
+@pytest.mark.parametrize(("bad", "field", "fact"), REFUSED, ids=[f"{n} {row[1]}" for n, row in enumerate(REFUSED)])
+async def test_a_field_beyond_its_bound_is_named(gateway: RunningGateway, bad: Spec, field: str, fact: str) -> None:
+    """INVALID_ARGUMENT with the field's path and the fact."""
+    error = await error_of(gateway.stub.Generate(generation_pb2.GenerateRequest(spec=bad)))
+
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    _, told, _ = details_of(error)
+    assert any(v.field == field and fact in v.description for v in told.field_violations), told
+
+
+async def test_all_violations_come_at_once(gateway: RunningGateway) -> None:
+    """Sampling, stopping, output and prompt are all looked at."""
+    request = prompt("x" * 5000)
+    request.spec.sampling.temperature = -1
+    request.spec.sampling.n = 3
+    request.spec.stopping.stop_strings.append("y" * (MAX_STOP_STRING_BYTES + 1))
+    request.spec.output.echo = True
+    error = await error_of(gateway.stub.Generate(request))
+
+    _, told, _ = details_of(error)
+    assert {v.field for v in told.field_violations} == {
+        "spec.sampling.temperature",
+        "spec.sampling.n",
+        "spec.stopping.stop_strings[0]",
+        "spec.output.echo",
+        "spec.prompt",
+    }
+
+
+@pytest.mark.parametrize("request_id", ["", "r" * 129])
+async def test_a_request_id_has_1_to_128_characters(gateway: RunningGateway, request_id: str) -> None:
+    """Given and empty is a mistake, not absent."""
+    error = await error_of(gateway.stub.Generate(prompt(request_id=request_id)))
+
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details_of(error)[1].field_violations[0].field == "request_id"
+
+
+async def test_bytes_that_are_no_request_are_a_typed_error(gateway: RunningGateway) -> None:
+    """Text that is no UTF-8, as other languages let pass, is told to the caller."""
+    broken = b"\x0a\x06\x12\x04\xff\xfe\xfd\xfc"  # spec.prompt of four bytes that are no UTF-8
+    call: Any = gateway.channel.unary_stream("/llamaherd.v1.GenerationService/Generate")
+    error = await error_of(call(broken))
+
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "UTF-8" in details_of(error)[1].field_violations[0].description
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        sampling(temperature=0, top_k=0, top_p=1, min_p=0, typical_p=1, repetition_penalty=1, n=1, seed=0),
+        sampling(temperature=100, top_k=VOCABULARY, frequency_penalty=0, presence_penalty=0),
+        stopping(max_new_tokens=CONTEXT - 4, max_total_tokens=CONTEXT, max_time_ms=2**32 - 1, min_new_tokens=0),
+        stopping(stop_strings=["é" * 128] * 16, ignore_eos=False),
+        output(logprobs=True, top_logprobs=0, echo=False),
+        spec(prompt="x" * (CONTEXT - 3)),
+        spec(priority=common_pb2.PRIORITY_LOW, resume_window_ms=600_000),
+        ids(*[VOCABULARY - 1] * (CONTEXT - 1)),
+        chat((SYSTEM, ""), (USER, "x"), (ASSISTANT, "y"), (USER, "z")),
+        chat((USER, "see [INST]"), allow=True),
+    ],
+)
+async def test_values_at_their_bounds_are_taken(gateway: RunningGateway, good: Spec) -> None:
+    """Each of them is accepted."""
+    call, received = await open_stream(gateway, generation_pb2.GenerateRequest(spec=good))
+    call.cancel()
+
+    assert received.messages[0].accepted.settings.model == "chat"
