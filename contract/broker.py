@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ResponseError
 
 from contract import connection, keys
-from contract.connection import Client, ServerUnfit, broker_errors
+from contract.connection import Client, ServerUnfit, answered
 from contract.errors import Overloaded, RequestIdReused, UnknownGeneration
 from contract.log_entries import parse_inbox_row, parse_log_entry
 from contract.messages import EndReason, Job, LogEntry, TokenRow, encode_choice_ends
@@ -31,7 +31,8 @@ from contract.outcomes import (
     WorkerBeat,
 )
 from contract.parsing import parse_record, parse_row_reply, parse_standing, parse_taken
-from contract.scripts import load_script
+from contract.scripts import run_script
+from contract.server_check import check_server
 
 __all__ = [
     "Broker",
@@ -78,28 +79,12 @@ class Broker:
         await self._client.aclose()
 
     async def check_server(self) -> None:
-        """Refuse a Redis that would evict or cannot run the scripts, or a herd of another shape. Raises ServerUnfit."""
-        with broker_errors():
-            server = await self._client.info("server")
-            memory = await self._client.info("memory")
-            if "redis_version" not in server:  # a cluster answers by node
-                server, memory = next(iter(server.values())), next(iter(memory.values()))
-            version = tuple(int(part) for part in str(server["redis_version"]).split(".")[:2])
-            if version < (7, 0):
-                raise ServerUnfit(f"Redis {server['redis_version']}; 7.0 or later is needed")
-            policy = memory.get("maxmemory_policy", "noeviction")
-            if policy != "noeviction":
-                raise ServerUnfit(f"maxmemory-policy is {policy}; it must be noeviction, or tokens are lost")
-            await self._client.hsetnx(keys.META, "shards", keys.SHARDS)
-            shards = int(await self._client.hget(keys.META, "shards"))
-        if shards != keys.SHARDS:
-            raise ServerUnfit(f"this herd has {shards} shards, this process knows {keys.SHARDS}")
+        """Refuse a server that would lose tokens, or a herd of another shape. Raises ServerUnfit, BrokerDown."""
+        await check_server(self._client)
 
     async def now_ms(self) -> int:
         """Redis' clock, by which all stored times are."""
-        with broker_errors():
-            seconds, micros = await self._client.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+        return int(await self._run("now", [keys.META], []))
 
     # --- gateway ---------------------------------------------------------------------------------------------------
 
@@ -162,11 +147,10 @@ class Broker:
         """Where each log stands, in one round trip; None for a record that is gone."""
         if not generation_ids:
             return []
-        with broker_errors():
-            async with self._client.pipeline(transaction=False) as pipe:
-                for generation_id in generation_ids:
-                    pipe.hmget(keys.record(generation_id), "state", "T", "chain", "attempt")
-                answers = await pipe.execute()
+        async with answered(), self._client.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.hmget(keys.record(generation_id), "state", "T", "chain", "attempt")
+            answers = await pipe.execute()
         return [parse_standing(answer) for answer in answers]
 
     async def queue_position(self, generation_id: str) -> int | None:
@@ -176,7 +160,7 @@ class Broker:
 
     async def read_log(self, generation_id: str, from_position: int = 0) -> list[LogEntry]:
         """Every entry that holds a token at or after `from_position`, the marks there, and the end if there is one."""
-        with broker_errors():
+        async with answered():
             entries = await self._client.xrange(keys.log(generation_id), min=f"{from_position}-0")
         parsed = [parse_log_entry(entry_id, fields) for entry_id, fields in entries]
         return [e for e in parsed if not (isinstance(e, TokenRow) and e.end <= from_position)]
@@ -186,13 +170,13 @@ class Broker:
         return bool(await self._run("gateway_beat", [keys.gateway(gateway_id), keys.inbox(gateway_id)], []))
 
     async def gateway_gone(self, gateway_id: str) -> None:
-        """A clean stop: the inbox and the heartbeat go at once."""
-        with broker_errors():
+        """A clean stop: the inbox and the heartbeat go at once; whose reader it was may be attached to elsewhere."""
+        async with answered():
             await self._client.delete(keys.inbox(gateway_id), keys.gateway(gateway_id))
 
     async def read_inbox(self, gateway_id: str, last_id: str, *, block_ms: int) -> tuple[str, list[InboxRow]]:
         """Rows after `last_id` ('0' at first), waiting for one up to `block_ms`; and the id to go on from."""
-        with broker_errors():
+        async with answered(block_ms):
             answer = await self._client.xread({keys.inbox(gateway_id): last_id}, count=64, block=block_ms or None)
         rows: list[InboxRow] = []
         for _, entries in answer or []:
@@ -203,7 +187,7 @@ class Broker:
 
     async def pool(self) -> list[WorkerBeat]:
         """Every worker that has beaten within a minute. Whether it lives the observer tells by its counter."""
-        with broker_errors():
+        async with answered():
             names = [name.decode() for name in await self._client.zrange(keys.POOL, 0, -1)]
             async with self._client.pipeline(transaction=False) as pipe:
                 for name in names:
@@ -219,14 +203,14 @@ class Broker:
     async def models(self) -> dict[str, str]:
         """Every model that workers have announced, with the digest of its bundle."""
         prefix = keys.model("")
-        with broker_errors():
+        async with answered():
             names = [key.decode().removeprefix(prefix) async for key in self._client.scan_iter(match=f"{prefix}*")]
             digests = [await self._client.hget(keys.model(name), "digest") for name in names]
         return {name: digest.decode() for name, digest in zip(names, digests, strict=True) if digest}
 
     async def bundle(self, digest: str) -> bytes | None:
         """The bytes of a model bundle."""
-        with broker_errors():
+        async with answered():
             found: bytes | None = await self._client.get(keys.bundle(digest))
         return found
 
@@ -234,16 +218,8 @@ class Broker:
 
     async def announce(self, model: str, digest: str, bundle: bytes) -> None:
         """Publish what this worker serves, and make the model's jobs streams. Repeat it while serving: it expires."""
-        with broker_errors():
-            await self._client.set(keys.bundle(digest), bundle, px=MODEL_TTL_MS)
-            await self._client.hset(keys.model(model), mapping={"digest": digest})
-            await self._client.pexpire(keys.model(model), MODEL_TTL_MS)
-            for job_class in keys.CLASSES:
-                try:
-                    await self._client.xgroup_create(keys.queue(model, job_class), keys.GROUP, "0", mkstream=True)
-                except ResponseError as error:
-                    if "BUSYGROUP" not in str(error):
-                        raise
+        where = [keys.model(model), keys.bundle(digest), *_queues(model)]
+        await self._run("announce", where, [digest, bundle, MODEL_TTL_MS])
 
     async def worker_beat(self, worker_id: str, fields: Mapping[str, str]) -> int:
         """Live on, and say what we do; Redis' time in milliseconds."""
@@ -255,25 +231,27 @@ class Broker:
     ) -> list[Delivered]:
         """New entries of one class, waiting up to `block_ms` (0: not at all) for the first."""
         stream = keys.queue(model, job_class)
-        with broker_errors():
-            answer = await self._client.xreadgroup(
-                keys.GROUP, worker_id, {stream: ">"}, count=count, block=block_ms or None
-            )
+        try:
+            async with answered(block_ms):
+                answer = await self._client.xreadgroup(
+                    keys.GROUP, worker_id, {stream: ">"}, count=count, block=block_ms or None
+                )
+        except ResponseError as error:
+            if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+                raise
+            await self._run("open_queue", [stream], [])  # the server has lost the stream
+            return []
         entries = answer[0][1] if answer else []
         return [Delivered(stream, entry_id.decode(), fields[b"g"].decode()) for entry_id, fields in entries]
 
     async def adopt(self, worker_id: str, model: str, *, max_jobs: int, alone: bool) -> list[Delivered]:
-        """Entries that others left behind, now pending to us; classes in order. take() follows for each."""
-        adopted: list[Delivered] = []
-        for job_class in keys.CLASSES:
-            wanted = max_jobs - len(adopted)
-            if wanted <= 0:
-                break
-            stream = keys.queue(model, job_class)
-            is_alone = int(alone and not adopted)
-            rows = await self._run("adopt", [stream], [keys.TAG, worker_id, wanted, is_alone, MAX_CRASHES])
-            adopted += [Delivered(stream, entry_id.decode(), generation.decode()) for entry_id, generation in rows]
-        return adopted
+        """Entries that others left behind, now pending to us; classes in order. take() follows for each.
+
+        Args:
+            alone: whether this worker holds nothing: only then it gets what may be poison, and nothing beside it.
+        """
+        arguments = [keys.TAG, worker_id, max_jobs, int(alone), MAX_CRASHES]
+        return _deliveries(await self._run("adopt", _queues(model), arguments))
 
     async def take(self, entry: Delivered, *, worker_id: str, lease: str) -> Taken | NotTaken:
         """Turn an entry that is pending to us into a lease. Repeat with the same lease after a lost reply."""
@@ -318,7 +296,7 @@ class Broker:
     async def consumers(self, model: str) -> list[str]:
         """Workers that hold or once asked for entries of this model."""
         found: set[str] = set()
-        with broker_errors():
+        async with answered():
             for stream in _queues(model):
                 try:
                     found |= {c["name"].decode() for c in await self._client.xinfo_consumers(stream, keys.GROUP)}
@@ -327,32 +305,17 @@ class Broker:
         return sorted(found - {keys.FREE})
 
     async def own_pending(self, worker_id: str, model: str) -> list[Delivered]:
-        """Every entry that is pending to us. One whose job is gone is acked here."""
-        found: list[Delivered] = []
-        with broker_errors():
-            for stream in _queues(model):
-                try:
-                    pending = await self._client.xpending_range(stream, keys.GROUP, "-", "+", 1000, worker_id)
-                except ResponseError:
-                    continue  # no such stream yet
-                for row in pending:
-                    entry_id = row["message_id"].decode()
-                    entries = await self._client.xrange(stream, entry_id, entry_id)
-                    if entries:
-                        found.append(Delivered(stream, entry_id, entries[0][1][b"g"].decode()))
-                    else:
-                        await self._client.xack(stream, keys.GROUP, entry_id)
-        return found
+        """Every entry that is pending to us. One that is gone from its stream is acked on the way."""
+        return _deliveries(await self._run("own_pending", _queues(model), [worker_id]))
 
     async def leases(self, generation_ids: Sequence[str]) -> list[tuple[str, bool]]:
         """(lease, whether a cancel is wanted) of each, in one round trip; ('', False) for one that is gone."""
         if not generation_ids:
             return []
-        with broker_errors():
-            async with self._client.pipeline(transaction=False) as pipe:
-                for generation_id in generation_ids:
-                    pipe.hmget(keys.record(generation_id), "lease", "cancel")
-                answers = await pipe.execute()
+        async with answered(), self._client.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.hmget(keys.record(generation_id), "lease", "cancel")
+            answers = await pipe.execute()
         return [((lease or b"").decode(), bool(cancel)) for lease, cancel in answers]
 
     def listen(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
@@ -360,14 +323,12 @@ class Broker:
         return connection.listen(self._client, channels)
 
     async def _run(self, name: str, where: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """One script call; a server that does not know the script (any more) gets it with the call."""
-        script = load_script(name)
-        with broker_errors():
-            try:
-                return await self._client.evalsha(script.sha1, len(where), *where, *arguments)
-            except NoScriptError:
-                return await self._client.eval(script.body, len(where), *where, *arguments)
+        return await run_script(self._client, name, where, arguments)
 
 
 def _queues(model: str) -> list[str]:
     return [keys.queue(model, job_class) for job_class in keys.CLASSES]
+
+
+def _deliveries(rows: Sequence[Sequence[bytes]]) -> list[Delivered]:
+    return [Delivered(stream.decode(), entry.decode(), generation.decode()) for stream, entry, generation in rows]

@@ -1,24 +1,50 @@
 """Connections to Redis, Valkey or a cluster, and one error for everything that goes wrong on them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import BusyLoadingError, ClusterDownError, ConnectionError, TimeoutError
+from redis.exceptions import (
+    AskError,
+    ClusterError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
 
 from contract.errors import BrokerDown
 
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
 CLUSTER_SCHEME = "redis+cluster://"
-# A blocking read waits on the server for at most a second; beyond this bound the connection is dead, not slow.
-SOCKET_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 5.0  # beyond this bound, and what the server was asked to wait, it is dead, not slow
 CONNECT_TIMEOUT_S = 2.0
 RETRIES = 1  # at once, on a fresh connection: every write is idempotent. Longer waits are the caller's.
+MAX_CONNECTIONS = 1024
+MIN_WAIT_S, MAX_WAIT_S = 0.05, 1.0  # between attempts to subscribe again
+
+# The server is away, starting, in the middle of a failover, or full.
+_NO_ANSWER = (
+    ConnectionError,
+    TimeoutError,
+    ClusterError,
+    RedisClusterException,
+    ReadOnlyError,
+    AskError,
+    TryAgainError,
+    OutOfMemoryError,
+    OSError,
+)
+_NO_ANSWER_CODES = ("NOREPLICAS", "MISCONF", "BUSY")  # redis-py knows no class for these
 
 
 class ServerUnfit(Exception):
@@ -28,22 +54,35 @@ class ServerUnfit(Exception):
 def connect(url: str) -> Client:
     """A client for redis://, rediss://, unix:///path or redis+cluster://host:port; connects when first used."""
     options: dict[str, Any] = {
-        "socket_timeout": SOCKET_TIMEOUT_S,
+        # `answered` bounds every call instead: with a bound of its own redis-py sends by asyncio.wait_for, which on
+        # Python 3.11 loses a cancellation that comes in the moment it is done, and with it the end of a loop.
+        "socket_timeout": None,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "retry": Retry(ExponentialBackoff(cap=0.05, base=0.01), RETRIES),
+        "max_connections": MAX_CONNECTIONS,
+        "protocol": 2,  # replies have the same shape with every redis-py and server
     }
     if url.startswith(CLUSTER_SCHEME):
         return redis.asyncio.RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER_SCHEME)}", **options)
-    return redis.asyncio.Redis.from_url(url, health_check_interval=15, max_connections=1024, **options)
+    return redis.asyncio.Redis.from_url(url, health_check_interval=15, **options)
 
 
-@contextmanager
-def broker_errors() -> Iterator[None]:
-    """Whatever the connection raises comes out as BrokerDown."""
+@asynccontextmanager
+async def answered(wait_ms: int = 0) -> AsyncIterator[None]:
+    """Bound a call; whatever says that the server cannot serve now comes out as BrokerDown.
+
+    Args:
+        wait_ms: how long the server was asked to wait.
+    """
     try:
-        yield
-    except (ConnectionError, TimeoutError, BusyLoadingError, ClusterDownError, OSError) as error:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S + wait_ms / 1000):
+            yield
+    except _NO_ANSWER as error:
         raise BrokerDown from error
+    except ResponseError as error:
+        if str(error).startswith(_NO_ANSWER_CODES):
+            raise BrokerDown from error
+        raise  # our own mistake
 
 
 @asynccontextmanager
@@ -53,33 +92,36 @@ async def listen(client: Client, channels: tuple[str, ...]) -> AsyncIterator[Asy
     Messages only shorten a wait, and those sent while the connection was down are lost: that is why a new connection
     counts as one. In a cluster any node carries them all.
     """
-    if isinstance(client, redis.asyncio.RedisCluster):
-        node = client.get_default_node()
-        single: redis.asyncio.Redis = redis.asyncio.Redis(host=node.host, port=int(node.port))
-    else:
-        single = client
-    pubsub = single.pubsub(ignore_subscribe_messages=False)
-
-    async def messages() -> AsyncIterator[str]:
-        wait_s = 0.05
-        while True:
-            try:
-                if not pubsub.subscribed:
-                    await pubsub.subscribe(*channels)
-                message = await pubsub.get_message(timeout=1.0)
-                wait_s = 0.05
-            except (ConnectionError, TimeoutError, BusyLoadingError, OSError):
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, 1.0)
-                continue
-            if message is not None and message["type"] in ("message", "subscribe"):
-                yield message["channel"].decode()
-
-    stream = messages()
-    try:
+    async with aclosing(_messages(client, channels)) as stream:
         yield stream
-    finally:
-        await stream.aclose()  # type: ignore[attr-defined]  # an async generator, typed as the iterator callers need
-        await pubsub.aclose()  # type: ignore[no-untyped-call]
-        if single is not client:
-            await single.aclose()
+
+
+async def _messages(client: Client, channels: tuple[str, ...]) -> AsyncGenerator[str, None]:
+    wait_s = MIN_WAIT_S
+    while True:
+        try:
+            async with _subscriber(client) as pubsub:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await pubsub.subscribe(*channels)
+                while True:
+                    message = await pubsub.get_message(timeout=1.0)
+                    wait_s = MIN_WAIT_S
+                    if message is not None and message["type"] in ("message", "subscribe"):
+                        yield message["channel"].decode()
+        except _NO_ANSWER:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, MAX_WAIT_S)
+
+
+@asynccontextmanager
+async def _subscriber(client: Client) -> AsyncIterator[Any]:
+    """A connection for messages: to the server, or to any node of the cluster."""
+    if not isinstance(client, redis.asyncio.RedisCluster):
+        async with client.pubsub() as pubsub:
+            yield pubsub
+        return
+    await client.initialize()
+    node = random.choice(client.get_nodes())
+    pool = redis.asyncio.ConnectionPool(connection_class=node.connection_class, **node.connection_kwargs)
+    async with redis.asyncio.Redis.from_pool(pool) as single, single.pubsub() as pubsub:
+        yield pubsub

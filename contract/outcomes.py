@@ -77,7 +77,11 @@ class NotTaken(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """What one generation adds in one step. `end` closes the log."""
+    """What one generation adds in one step; `end` closes the log.
+
+    Repeat a row whose reply was lost, or a longer one from the same `t0`. `choice_ends` ride on tokens: a choice ends
+    with its last one, so there is none in a row without.
+    """
 
     generation_id: str
     lease: str
@@ -97,7 +101,7 @@ class RowOutcome(enum.Enum):
 
     OK = "ok"
     DONE = "done"  # finished (by this row, or earlier under this lease)
-    FENCED = "fenced"  # the lease is another's: drop the sequence
+    FENCED = "fenced"  # the lease is another's, or the log holds other tokens: drop the sequence
     BACK = "back"  # the log has fewer tokens than we thought: send again from `num_tokens`
 
 

@@ -1,9 +1,15 @@
 """The Lua scripts of the protocol: each is one atomic change, with its key schema on top."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
+
+from redis.exceptions import NoScriptError
+
+from contract.connection import answered
 
 _SHEBANG = "#!"
 
@@ -24,3 +30,18 @@ def load_script(name: str) -> Script:
     first, _, rest = own.partition("\n")
     body = f"{first}\n{prelude}\n{rest}" if first.startswith(_SHEBANG) else f"{prelude}\n{own}"
     return Script(body, hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest())
+
+
+async def run_script(client: Any, name: str, where: Sequence[str], arguments: Sequence[Any]) -> Any:
+    """One call; a server that does not know the script (any more) gets it with the call. Raises BrokerDown.
+
+    Args:
+        client: redis.asyncio.Redis or RedisCluster; redis-py's types do not tell replies of one from the other's.
+        where: every key, or the first of those that are made from it: all carry the same tag.
+    """
+    script = load_script(name)
+    async with answered():
+        try:
+            return await client.evalsha(script.sha1, len(where), *where, *arguments)
+        except NoScriptError:
+            return await client.eval(script.body, len(where), *where, *arguments)

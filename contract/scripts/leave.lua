@@ -3,7 +3,7 @@
 -- of 0 is a cancel. Idempotent.
 -- KEYS gen
 -- ARGV tag id gateway
-local m = redis.call('HMGET', KEYS[1], 'state', 'readers', 'window')
+local m = redis.call('HMGET', KEYS[1], 'state', 'readers', 'window', 'unread_since')
 if not m[1] or m[1] == 'finished' then return 0 end
 local left = {}
 for name in string.gmatch(m[2], '[^,]+') do
@@ -11,6 +11,6 @@ for name in string.gmatch(m[2], '[^,]+') do
 end
 redis.call('HSET', KEYS[1], 'readers', table.concat(left, ','))
 if #left > 0 then return 0 end
-redis.call('HSET', KEYS[1], 'unread_since', now_ms())
+if m[4] == '' then redis.call('HSET', KEYS[1], 'unread_since', now_ms()) end
 if num(m[3]) == 0 then cancel(ARGV[1], ARGV[2]) end
 return 1

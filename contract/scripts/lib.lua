@@ -2,8 +2,10 @@
 
 local GROUP, FREE = 'w', '_free'
 local MAX_ID = '18446744073709551615-18446744073709551615'
-local INBOX_MAXLEN = 20000  -- approximate; one entry is one step's rows for one gateway
-local KEEP_MS = 600000      -- a finished generation can be read for at least this long
+local INBOX_BYTES = 33554432   -- an inbox holds roughly as much; its reader fills from the log what was trimmed
+local INBOX_MIN_ENTRIES = 256
+local KEEP_MS = 600000         -- a finished generation can be read for at least this long
+local ORPHAN_GRACE_MS = 15000  -- a gateway that lost its inbox may come back for as long
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -23,14 +25,21 @@ local function put(box, readers, kind, id, value)
   end
 end
 
--- One entry for each gateway that still has an inbox; a reader that misses rows fills from the log.
+-- One entry for each gateway that still has an inbox; a reader that misses rows fills from the log. -> the set of
+-- gateways without one: those are dead, or draining, or have just lost it.
 local function send(tag, box)
+  local gone = {}
   for gw, rows in pairs(box) do
+    local size = 0
+    for _, part in ipairs(rows) do size = size + #part end
+    local max_entries = math.max(INBOX_MIN_ENTRIES, math.floor(INBOX_BYTES / size))
     for first = 1, #rows, 1000 do
-      redis.call('XADD', tag .. ':in:' .. gw, 'NOMKSTREAM', 'MAXLEN', '~', INBOX_MAXLEN, '*',
+      local added = redis.call('XADD', tag .. ':in:' .. gw, 'NOMKSTREAM', 'MAXLEN', '~', max_entries, '*',
         unpack(rows, first, math.min(first + 999, #rows)))
+      if not added then gone[gw] = true end
     end
   end
+  return gone
 end
 
 -- Terminal entry, state, ack and delete together. An entry that was never delivered stays in its stream until a
@@ -65,8 +74,24 @@ local function cancel(tag, id)
   end
 end
 
+-- Whether nobody has read for longer than a reader may be away. `unread_since` is set when the last reader left, or
+-- when no reader's inbox was left: then the gateways may still come back, and get the grace.
+local function is_abandoned(now, readers, unread_since, window)
+  if not unread_since or unread_since == '' then return false end
+  local away = num(window)
+  if readers ~= '' then away = math.max(away, ORPHAN_GRACE_MS) end
+  return now > num(unread_since) + away
+end
+
+-- The jobs stream and its group; nothing if they stand.
+local function open_queue(q)
+  local made = redis.pcall('XGROUP', 'CREATE', q, GROUP, '0', 'MKSTREAM')
+  if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then error(made.err) end
+end
+
 -- At most four gateways get rows; further ones read the log.
 local function add_reader(gen, readers, gw)
+  if gw == '' then return end
   local have = {}
   for name in string.gmatch(readers or '', '[^,]+') do
     if name == gw then

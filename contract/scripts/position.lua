@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- How many undelivered entries stand before this generation's. -1 once it is delivered or gone.
 -- KEYS gen
 local m = redis.call('HMGET', KEYS[1], 'state', 'entry', 'q')
@@ -11,7 +12,7 @@ for _, group in ipairs(groups) do
   end
   if last then
     local before = redis.call('XRANGE', m[3], '(' .. last, m[2], 'COUNT', 10000)
-    return math.max(0, #before - 1)
+    return #before - 1
   end
 end
 return -1

@@ -1,3 +1,4 @@
+#!lua
 -- Create a generation and queue it, or attach to it if it stands. Idempotent: a retry attaches to its own first call.
 -- KEYS gen q
 -- ARGV tag id caller digest job gateway max_waiting window_ms max_time_ms slack_ms
@@ -13,7 +14,7 @@ if redis.call('EXISTS', gen) == 1 then
 end
 local summary = redis.pcall('XPENDING', q, GROUP)
 if summary.err then
-  redis.call('XGROUP', 'CREATE', q, GROUP, '0', 'MKSTREAM')
+  open_queue(q)
   summary = {0}
 end
 local waiting = redis.call('XLEN', q) - summary[1]

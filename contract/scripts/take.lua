@@ -20,7 +20,7 @@ if m[3] ~= '' then return {'LOST'} end
 local reason = nil
 if m[7] ~= '' then reason = 'CANCELLED'
 elseif now > num(m[9]) then reason = 'DEADLINE'
-elseif m[12] == '' and m[13] ~= '' and now > num(m[13]) + num(m[14]) then reason = 'CANCELLED'
+elseif is_abandoned(now, m[12], m[13], m[14]) then reason = 'CANCELLED'
 elseif num(m[11]) >= num(ARGV[6]) then
   reason = 'POISON'
   redis.call('XADD', tag .. ':dead', 'MAXLEN', '~', 1000, '*', 'g', id, 'attempts', m[4])

@@ -1,0 +1,130 @@
+"""submit: create or attach in one script, bounded, and only for the caller that owns the generation."""
+
+import pytest
+
+from contract import keys
+from contract.broker import State
+from contract.errors import Overloaded, RequestIdReused, UnknownGeneration
+from contract.messages import EndReason
+from tests.contract.rig import CALLER, CLASS, GATEWAY, MODEL, QUEUE, Rig, Text
+
+
+async def test_a_job_is_queued_with_its_record(rig: Rig) -> None:
+    """One entry in the queue, one record that names it, and the deadline by Redis' clock."""
+    submitted = await rig.submit(max_time_ms=5000, window_ms=30_000)
+    record = await rig.fields(submitted.generation_id)
+    assert (submitted.attached, submitted.state, submitted.position) == (False, State.QUEUED, 0)
+    assert [entry.decode() for entry, _ in await rig.client.xrange(QUEUE)] == [record["entry"]]
+    assert record["state"] == "queued"
+    assert record["owner"] == record["lease"] == ""
+    assert record["readers"] == GATEWAY
+    assert int(record["deadline"]) == submitted.accepted_ms + 5000
+
+
+async def test_the_same_call_twice_queues_once(rig: Rig) -> None:
+    """A retry after a lost reply attaches to what its first call made."""
+    first = await rig.submit()
+    before = await rig.snapshot()
+    again = await rig.submit(first.generation_id)
+    assert again.attached
+    assert again.accepted_ms == first.accepted_ms
+    assert await rig.snapshot() == before
+
+
+async def test_a_second_gateway_attaches(rig: Rig) -> None:
+    """It becomes a reader of what stands, even of a running generation."""
+    taken, text = await rig.start()
+    await rig.step(text.row(taken.lease, 0, 3))
+    again = await rig.submit(text.generation_id, gateway_id="gateway-b")
+    assert (again.attached, again.state, again.num_tokens) == (True, State.RUNNING, 3)
+    assert (await rig.fields(text.generation_id))["readers"] == f"{GATEWAY},gateway-b"
+
+
+async def test_another_body_under_the_same_id_is_refused(rig: Rig) -> None:
+    """The digest tells."""
+    first = await rig.submit()
+    with pytest.raises(RequestIdReused):
+        await rig.submit(first.generation_id, digest="digest-b")
+
+
+async def test_another_caller_sees_nothing(rig: Rig) -> None:
+    """Not even that the id is taken: the caller is compared before the digest."""
+    first = await rig.submit()
+    with pytest.raises(UnknownGeneration):
+        await rig.submit(first.generation_id, caller="caller-b", digest="digest-b")
+
+
+async def test_a_full_queue_refuses(rig: Rig) -> None:
+    """Only what waits counts: a delivered job makes room, and an attach needs none."""
+    first = await rig.submit(max_waiting=2)
+    await rig.submit(max_waiting=2)
+    before = await rig.snapshot()
+    with pytest.raises(Overloaded, match="2 requests are waiting for this model; 2 may wait"):
+        await rig.submit(max_waiting=2)
+    assert await rig.snapshot() == before
+    assert (await rig.submit(first.generation_id, max_waiting=2)).attached
+    await rig.deliver()
+    assert not (await rig.submit(max_waiting=2)).attached
+
+
+async def test_a_generation_without_reader_can_be_submitted(rig: Rig) -> None:
+    """gateway_id '' registers nobody, and nobody's absence ends it."""
+    taken, text = await rig.start(gateway_id="")
+    reply = await rig.step(text.row(taken.lease, 0, 1))
+    assert not reply.cancel
+    assert (await rig.submit(text.generation_id, gateway_id="")).attached
+    assert (await rig.fields(text.generation_id))["readers"] == ""
+
+
+async def test_the_queue_is_made_if_it_is_gone(rig: Rig) -> None:
+    """A server that lost the stream gets it back with its group, for the submitter and for the reader."""
+    await rig.client.delete(QUEUE)
+    assert await rig.broker.read_jobs("worker-a", MODEL, CLASS, count=1, block_ms=0) == []
+    await rig.client.delete(QUEUE)
+    await rig.submit()
+    await rig.deliver()
+
+
+async def test_the_position_counts_what_waits_before(rig: Rig) -> None:
+    """It falls as others are delivered, and is None once the job is delivered, and for an unknown id."""
+    ids = [(await rig.submit()).generation_id for _ in range(3)]
+    assert [await rig.broker.queue_position(each) for each in ids] == [0, 1, 2]
+    await rig.deliver()
+    assert [await rig.broker.queue_position(each) for each in ids] == [None, 0, 1]
+    [entry] = await rig.deliver()
+    await rig.take(entry)
+    assert [await rig.broker.queue_position(each) for each in ids] == [None, None, 0]
+    assert await rig.broker.queue_position(keys.new_generation_id()) is None
+
+
+async def test_the_submitted_position_is_the_position(rig: Rig) -> None:
+    """What submit answers is what queue_position would."""
+    await rig.submit()
+    submitted = await rig.submit()
+    assert submitted.position == await rig.broker.queue_position(submitted.generation_id) == 1
+
+
+async def test_the_lag_of_the_group_stays_known(rig: Rig) -> None:
+    """Autoscaling reads it: cancelled, finished and expired entries must not blind it."""
+    for _ in range(5):
+        await rig.submit()
+    cancelled = await rig.submit()
+    await rig.submit()
+    await rig.broker.cancel(cancelled.generation_id, caller=CALLER)
+    [entry] = await rig.deliver()
+    taken = await rig.take(entry)
+    await rig.step(Text(entry.generation_id).last_row(taken.lease, 0, 1))
+    [group] = await rig.client.xinfo_groups(QUEUE)
+    assert group["lag"] == 6
+    await rig.deliver(count=6)
+    [group] = await rig.client.xinfo_groups(QUEUE)
+    assert group["lag"] == 0
+
+
+async def test_an_ended_generation_can_be_attached_to(rig: Rig) -> None:
+    """Submitting a finished request again finds its end, not a second generation."""
+    submitted = await rig.submit()
+    await rig.broker.cancel(submitted.generation_id, caller=CALLER)
+    again = await rig.submit(submitted.generation_id)
+    assert again.state is State.FINISHED
+    assert (await rig.broker.record(submitted.generation_id, caller=CALLER)).reason is EndReason.CANCELLED
