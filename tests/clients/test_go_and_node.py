@@ -113,6 +113,6 @@ def ask_in_python(gateway: str, question: str) -> str:
         chat=common_pb2.ChatInput(messages=[message]), sampling=common_pb2.Sampling(temperature=0)
     )
     with grpc.insecure_channel(gateway) as channel:
-        stub = generation_pb2_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
         responses = stub.Generate(generation_pb2.GenerateRequest(spec=spec), timeout=60)
         return "".join(token.text for response in responses for token in response.tokens)
