@@ -1,0 +1,134 @@
+"""The compose files: valid by the specification, and what they tell our processes is what these take."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import GatewaySettings
+from telemetry.environment import refuse_unknown
+from tests.herd_process import ROOT
+from worker.settings import WorkerSettings
+
+BASE, TLS = ROOT / "compose.yaml", ROOT / "compose.tls.yaml"
+COLLECTOR = ROOT / "images/otel-collector.yaml"
+
+
+def is_valid(path: Path) -> bool:
+    """By the JSON schema of the compose specification, a copy of which comes with check-jsonschema."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def load(path: Path, **variables: str) -> Any:
+    """The file, with ${NAME:-default} and ${NAME:?what is missing} filled in."""
+
+    def value(match: re.Match[str]) -> str:
+        name, operator, word = match.groups()
+        assert operator == ":-" or name in variables, f"{name}: {word}"
+        return variables.get(name, word)
+
+    return yaml.safe_load(re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", value, path.read_text()))
+
+
+@pytest.fixture
+def services() -> Any:
+    """compose.yaml's, with the least that it wants to be told."""
+    return load(BASE, MODEL_DIR="/models/m")["services"]
+
+
+@pytest.mark.parametrize("path", [BASE, TLS], ids=lambda path: path.name)
+def test_the_schema_accepts_it(path: Path, tmp_path: Path) -> None:
+    """And would not accept a word that the specification does not have."""
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(path.read_text().replace("environment:", "enviroment:"))
+
+    assert is_valid(path)
+    assert not is_valid(wrong)
+
+
+def test_gateways_take_their_settings(services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both, with and without TLS; with it, no exception from the rule is left."""
+    certificate = load(TLS, TLS_CERT="c.pem", TLS_KEY="k.pem")
+    for name in ("gateway-0", "gateway-1"):
+        plain = services[name]["environment"]
+        secured = plain | certificate["services"][name]["environment"]
+        assert settings_of(GatewaySettings, plain, monkeypatch).insecure
+        settings = settings_of(GatewaySettings, secured, monkeypatch)
+        assert not settings.insecure
+        mounted = {Path("/run/secrets") / secret for secret in certificate["services"][name]["secrets"]}
+        assert mounted == {settings.tls_cert, settings.tls_key}
+
+
+def test_workers_take_their_settings(services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is where it is mounted; each worker has a GPU of its own."""
+    gpus = []
+    for name in ("worker-0", "worker-1"):
+        worker = services[name]
+        settings = settings_of(WorkerSettings, worker["environment"], monkeypatch)
+        assert str(settings.model_path) in [volume["target"] for volume in worker["volumes"]]
+        (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
+        assert device["capabilities"] == ["gpu"]
+        gpus += device["device_ids"]
+    assert gpus == ["0", "1"]
+
+
+def settings_of(settings: Any, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a process makes of `environment`."""
+    with monkeypatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("HERD_")]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        refuse_unknown(settings, os.environ)
+        return settings()
+
+
+def test_only_this_machine_reaches_it(services: Any) -> None:
+    """Unless it is told otherwise; Redis has no port at all, and only our processes are on its network."""
+    ports = {name: service.get("ports", []) for name, service in services.items()}
+    published = [port for service in ports.values() for port in service]
+    outside = load(BASE, MODEL_DIR="m", BIND="0.0.0.0")["services"]["gateway-1"]["ports"]
+
+    assert ports["redis"] == []
+    assert len(published) == len(set(published)) == 3
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert outside == ["0.0.0.0:50052:50051"]
+    assert services["redis"]["networks"] == ["herd"]
+    assert load(BASE, MODEL_DIR="m")["networks"]["herd"] == {"internal": True}
+
+
+def test_redis_keeps_what_it_is_told(services: Any) -> None:
+    """Append-only file on a volume, nothing evicted."""
+    redis = services["redis"]
+
+    assert "--appendonly yes" in redis["command"]
+    assert "--maxmemory-policy noeviction" in redis["command"]
+    assert [volume["target"] for volume in redis["volumes"]] == ["/data"]
+
+
+def test_a_model_has_to_be_named() -> None:
+    """Compose itself says which variable is missing."""
+    with pytest.raises(AssertionError, match="MODEL_DIR"):
+        load(BASE)
+
+
+def test_spans_and_metrics_reach_the_collector(services: Any) -> None:
+    """Over http, where it listens; every part that its pipelines name is there, and none is idle."""
+    config = load(COLLECTOR)
+    endpoint = config["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
+    pipelines = config["service"]["pipelines"].values()
+
+    for name in ("gateway-0", "gateway-1", "worker-0", "worker-1"):
+        url = services[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"]
+        assert url == f"http://otel-collector:{endpoint.rpartition(':')[2]}"
+    for kind in ("receivers", "processors", "exporters"):
+        assert set(config[kind]) == {part for pipeline in pipelines for part in pipeline[kind]}
+    scraped = config["exporters"]["prometheus"]["endpoint"].rpartition(":")[2]
+    assert [port.rpartition(":")[2] for port in services["otel-collector"]["ports"]] == [scraped]
+    assert config["service"]["pipelines"].keys() == {"traces", "metrics"}
