@@ -8,7 +8,7 @@ set -euo pipefail
 invoked_from=$PWD
 cd "$(dirname "$0")/../.."
 readonly OUT=$PWD/.tools/go
-export GO111MODULE=off GOPATH=$OUT:/usr/share/gocode GOFLAGS=-buildvcs=false
+export CGO_ENABLED=0 GO111MODULE=off GOPATH=$OUT:/usr/share/gocode GOFLAGS=-buildvcs=false
 
 rm -rf "$OUT/src"
 mkdir -p "$OUT/src" "$OUT/bin"
