@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,15 +62,25 @@ class FakeModel:
         """See `ForwardModel.forward`."""
         self.batches.append(list(slices))
         assert slices, "an empty batch"
-        used = [block for slice_ in slices for block in set(slice_.block_table)]
-        assert len(used) == len(set(used)), "two slices share a block"
+        self._require_private_writes(slices)
         for slice_ in slices:
             self._write(slice_)
         contents = [self._read(slice_) for slice_ in slices]
         if any(self.crash_id in content for content in contents):
             raise RuntimeError("the fake device ran out of memory")
-        rows = [self._logits(c) for c, slice_ in zip(contents, slices, strict=True) if slice_.wants_logits]
+        rows = [
+            self._logits(content[: len(content) - behind])
+            for content, slice_ in zip(contents, slices, strict=True)
+            for behind in reversed(range(slice_.num_logit_rows))
+        ]
         return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(len(rows), VOCAB_SIZE))
+
+    def _require_private_writes(self, slices: Sequence[SequenceSlice]) -> None:
+        users = Counter(block for slice_ in slices for block in set(slice_.block_table))
+        for slice_ in slices:
+            last = (slice_.start + len(slice_.token_ids) - 1) // self.block_size
+            for block in slice_.block_table[slice_.start // self.block_size : last + 1]:
+                assert users[block] == 1, "a block that is written is in another slice"
 
     def _write(self, slice_: SequenceSlice) -> None:
         assert len(slice_.token_ids) >= 1

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from worker.engine.counter_rng import uniform
-from worker.engine.sampler import fixed_point_weights, keep_top, sample
-from worker.engine.sequence import SamplingParams
+from worker.engine.logit_rules import LogitRules
+from worker.engine.logprobs import ScoredToken
+from worker.engine.sampler import SamplingRow
+from worker.engine.sampler import sample as sample_rows
+from worker.engine.sequence import GenerationRequest, SamplingParams, StoppingParams
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
-
-
-@pytest.fixture(scope="session")
-def logits_process() -> ModuleType:
-    """The module of transformers that holds its warpers (its import takes many seconds)."""
-    from transformers.generation import logits_process as module
-
-    assert isinstance(module, ModuleType)
-    return module
 
 
 def knobs(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> SamplingParams:
@@ -29,35 +26,15 @@ def knobs(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Sampl
     return SamplingParams(temperature, top_k, top_p, seed=0)
 
 
+def sample(logits: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[ScoredToken]:
+    """Rows without rules and alternatives."""
+    return sample_rows(logits, [SamplingRow(*row) for row in zip(params, uniforms, strict=True)])
+
+
 def random_logits(num_rows: int, vocab_size: int, seed: int) -> torch.Tensor:
     """[num_rows, vocab_size] float32 in the range of a language model's."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num_rows, vocab_size, generator=generator) * 3
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.9])
-@pytest.mark.parametrize("top_k", [0, 1, 7, 5000])
-@pytest.mark.parametrize("top_p", [0.0, 0.1, 0.5, 0.95, 1.0])
-def test_the_kept_sets_are_those_of_transformers(
-    logits_process: ModuleType, temperature: float, top_k: int, top_p: float
-) -> None:
-    """Temperature, then top-k, then top-p, with transformers' own warpers in float64 on the same logits."""
-    vocab_size = 1000
-    scores = random_logits(20, vocab_size, seed=5).double()
-    scores[:, 100:110] = scores[:, 110:120]  # ties
-    expected = logits_process.TemperatureLogitsWarper(temperature)(None, scores)
-    if top_k:
-        expected = logits_process.TopKLogitsWarper(top_k)(None, expected)
-    if top_p < 1:
-        expected = logits_process.TopPLogitsWarper(top_p)(None, expected)
-    scaled = (scores - scores.amax(-1, keepdim=True)) / temperature
-    kept = keep_top(
-        scaled,
-        fixed_point_weights(scaled),
-        torch.full((20, 1), min(top_k, vocab_size) or vocab_size),
-        torch.full((20, 1), top_p, dtype=torch.float64),
-    )
-    assert torch.equal(kept > 0, expected > -math.inf)
 
 
 def test_samples_follow_the_filtered_distribution(logits_process: ModuleType) -> None:
@@ -120,18 +97,50 @@ def test_logprob_is_of_the_unmodified_distribution() -> None:
         assert token.logprob == pytest.approx(float(expected[row, token.token_id]), abs=1e-8)
 
 
+EXTREMES = [
+    GREEDY,
+    knobs(),
+    knobs(0.3, 5),
+    knobs(1.5, 0, 0.8),
+    knobs(1.0, 50, 0.9),
+    knobs(2.0),
+    replace(knobs(), min_p=1.0),
+    replace(knobs(1e-9), min_p=0.2, typical_p=1e-6),
+    replace(knobs(90.0), typical_p=0.999999),
+    replace(knobs(0.8, 40, 0.95), min_p=0.02, typical_p=0.9),
+    replace(knobs(), repetition_penalty=100.0),
+    replace(GREEDY, repetition_penalty=1e-40),
+    replace(knobs(), frequency_penalty=-100.0, presence_penalty=100.0),
+    replace(GREEDY, logit_bias=tuple((token_id, 100.0) for token_id in range(0, 1000, 7))),
+    replace(knobs(), repetition_penalty=1.3, presence_penalty=0.5, logit_bias=((3, -100.0),), typical_p=0.5),
+]
+
+
 def test_rows_do_not_depend_on_the_batch() -> None:
-    """Bit for bit: each of 24 mixed rows alone, in the batch, and in the reversed batch."""
-    logits = random_logits(24, 5003, seed=8)
+    """Bit for bit, with extreme knobs: each of 45 mixed rows alone, in the batch, and in the reversed batch.
+
+    Among them rows of NaN, of infinities, of ties, and of numbers at the end of float32.
+    """
+    num_rows = 45
+    logits = random_logits(num_rows, 5003, seed=8)
     logits[5] = math.nan
     logits[6, 7:] = -math.inf
-    settings = [GREEDY, knobs(), knobs(0.3, 5), knobs(1.5, 0, 0.8), knobs(1.0, 50, 0.9), knobs(2.0)]
-    params = [settings[row % len(settings)] for row in range(24)]
-    uniforms = [uniform(4, 0, row) for row in range(24)]
-    together = sample(logits, params, uniforms)
-    alone = [sample(logits[row : row + 1], [params[row]], [uniforms[row]])[0] for row in range(24)]
-    backwards = sample(logits.flip(0), params[::-1], uniforms[::-1])[::-1]
-    valid = [row for row in range(24) if row != 5]
+    logits[9] = 0.0
+    logits[11] *= 1e37
+    logits[20, 3] = math.inf
+    rows = []
+    for row in range(num_rows):
+        params = EXTREMES[row % len(EXTREMES)]
+        stopping = StoppingParams(100, (), (4,), False, (5, 6), min_new_tokens=row % 3)
+        rules = LogitRules(GenerationRequest("g", tuple(range(row, 3 * row + 1)), params, stopping), 5003)
+        for token_id in (3, 17, 3, row):
+            rules.push(token_id)
+        rows.append(SamplingRow(params, uniform(4, 0, row), rules if rules.is_active else None, row % 21))
+    together = sample_rows(logits, rows)
+    alone = [sample_rows(logits[row : row + 1], [rows[row]])[0] for row in range(num_rows)]
+    backwards = sample_rows(logits.flip(0), rows[::-1])[::-1]
+    valid = [row for row in range(num_rows) if row not in (5, 20)]
+    assert all(together[row].is_valid for row in valid)
     assert [together[row] for row in valid] == [alone[row] for row in valid]
     assert [together[row] for row in valid] == [backwards[row] for row in valid]
 
@@ -149,6 +158,15 @@ def test_rows_without_a_distribution_are_marked_invalid() -> None:
         assert (tokens[4].token_id, tokens[4].logprob) == (0, 0.0)
 
 
+def test_a_row_whose_rules_leave_no_token_is_marked_invalid() -> None:
+    """Every token would end the choice too early; the row beside it is not touched."""
+    stopping = StoppingParams(9, (), (), False, (0, 1, 2), min_new_tokens=1)
+    rules = LogitRules(GenerationRequest("g", (0,), knobs(), stopping), 3)
+    rows = [SamplingRow(params, 0.5, rules) for params in (GREEDY, knobs())]
+    tokens = sample_rows(torch.zeros(3, 3), [*rows, SamplingRow(knobs(), 0.5)])
+    assert [token.is_valid for token in tokens] == [False, False, True]
+
+
 def test_an_extreme_temperature_is_harmless() -> None:
     """Almost 0 is greedy, very large is uniform; nothing overflows."""
     logits = random_logits(1, 100, seed=1) * 1e4
@@ -162,10 +180,27 @@ def test_no_rows_give_no_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p", "seed"),
-    [(-0.1, 0, 1.0, 0), (math.nan, 0, 1.0, 0), (1.0, -1, 1.0, 0), (1.0, 0, 1.1, 0), (1.0, 0, 1.0, 2**64)],
+    "changes",
+    [
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+        {"top_k": -1},
+        {"top_p": 1.1},
+        {"seed": 2**64},
+        {"min_p": -0.1},
+        {"min_p": math.nan},
+        {"typical_p": 0.0},
+        {"typical_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": 101.0},
+        {"frequency_penalty": -101.0},
+        {"presence_penalty": math.inf},
+        {"logit_bias": ((1, 101.0),)},
+        {"logit_bias": ((1, 1.0), (1, 2.0))},
+        {"logit_bias": tuple((token_id, 1.0) for token_id in range(1025))},
+    ],
 )
-def test_parameters_out_of_bounds_are_refused(temperature: float, top_k: int, top_p: float, seed: int) -> None:
+def test_parameters_out_of_bounds_are_refused(changes: dict[str, Any]) -> None:
     """Before they reach a batch."""
     with pytest.raises(ValueError, match="it must"):
-        SamplingParams(temperature, top_k, top_p, seed)
+        replace(knobs(), **changes)

@@ -29,10 +29,19 @@ class Herd:
 
     def add(self, num_tokens: int) -> Sequence:
         """A new sequence of that many prompt tokens."""
-        self.num_added += 1
-        sequence = Sequence(f"g{self.num_added}", self.num_added, list(range(num_tokens)))
-        self.scheduler.add(sequence)
-        return sequence
+        return self.add_choices(num_tokens, 1)[0]
+
+    def add_choices(self, num_tokens: int, num_choices: int) -> list[Sequence]:
+        """New sequences of one generation, with the same prompt tokens."""
+        name = f"g{self.num_added + 1}"
+        sequences = []
+        for choice in range(num_choices):
+            self.num_added += 1
+            sequence = Sequence(name, self.num_added, list(range(num_tokens)), choice=choice)
+            sequence.num_common = num_tokens if num_choices > 1 else 0
+            self.scheduler.add(sequence)
+            sequences.append(sequence)
+        return sequences
 
     def step(self) -> list[tuple[str, int]]:
         """Schedule, pretend to run, and append a token where one is due; return (id, tokens) of the slices."""
@@ -186,28 +195,100 @@ def test_removing_frees_blocks_at_once_and_twice_is_harmless() -> None:
     assert (herd.scheduler.num_running, herd.scheduler.num_waiting) == (0, 0)
 
 
+def test_choices_wait_for_the_first_and_refer_to_its_blocks() -> None:
+    """Two full blocks of the prompt of 11 are computed once; four other blocks, not eight, hold the rest."""
+    herd = Herd(num_blocks=16)
+    first, second, third = herd.add_choices(11, 3)
+    assert herd.step() == [("g1", 8)]
+    assert herd.step() == [("g1", 3)] * 3
+    assert first.block_table[:2] == second.block_table[:2] == third.block_table[:2]
+    assert herd.pool.num_free == 16 - 2 - 3
+    herd.scheduler.remove(first)
+    herd.scheduler.check()
+    assert herd.pool.num_free == 16 - 2 - 2
+    herd.scheduler.remove(second)
+    herd.scheduler.remove(third)
+    assert herd.pool.num_free == 16
+
+
+def test_waiting_for_the_first_choice_lets_others_pass() -> None:
+    """But once they are ready nobody overtakes them."""
+    herd = Herd(num_blocks=16, prefill_chunk=4, max_sequences=4)
+    first, second = herd.add_choices(12, 2)
+    herd.add(2)
+    assert herd.step() == [("g1", 4), ("g3", 2)]
+    assert second.block_table == []
+    assert herd.step() == [("g3", 1), ("g1", 4)]
+    herd.add(30)  # with its one token more it needs eight blocks
+    herd.add(2)
+    assert herd.step() == [("g3", 1), ("g1", 4), ("g1", 4), ("g4", 4)]
+    assert first.block_table[:2] == second.block_table[:2]
+
+
+def test_a_preempted_choice_comes_back_to_the_shared_blocks() -> None:
+    """It gives back only what is its own; the rest it finds again while a relative still runs."""
+    herd = Herd(num_blocks=5)
+    first, second = herd.add_choices(9, 2)
+    herd.step()
+    herd.step()
+    assert herd.pool.num_free == 1
+    for _ in range(4):
+        herd.step()
+    assert herd.scheduler.num_preemptions == 1
+    assert second.block_table == []
+    assert len(second.token_ids) > 9
+    herd.scheduler.remove(first)
+    assert herd.pool.num_free == 5  # nobody refers to the prompt any more
+    assert herd.step() == [("g1", 8)]
+    herd = Herd(num_blocks=6)
+    first, second, third = herd.add_choices(9, 3)
+    for _ in range(6):
+        herd.step()
+    assert (third.block_table, third.num_computed) == ([], 0)
+    herd.scheduler.remove(second)
+    assert herd.step()[-1] == ("g1", len(third.token_ids) - 1 - 8)
+    assert third.block_table[:2] == first.block_table[:2]
+
+
+def test_a_sequence_whose_every_logit_is_wanted_computes_every_token() -> None:
+    """What another has computed would be missing."""
+    herd = Herd(num_blocks=16)
+    first, second = herd.add_choices(9, 2)
+    second.wants_all_logits = True
+    assert herd.step() == [("g1", 8), ("g1", 8)]
+    assert not set(first.block_table) & set(second.block_table)
+
+
 def test_random_work_keeps_budget_and_invariants() -> None:
-    """Random arrivals, holds and removals: the budget holds, and work is scheduled whenever it is promised."""
+    """Random arrivals, some of several choices, holds and removals: the budget holds, work comes when promised."""
     rng = random.Random(3)
     herd = Herd(num_blocks=9, max_sequences=4, max_step_tokens=7, prefill_chunk=5)
     sequences: list[Sequence] = []
-    for _ in range(3000):
+    num_shared = 0
+    for _ in range(4000):
         action = rng.random()
         if action < 0.1 and len(sequences) < 8:
-            sequences.append(herd.add(rng.randint(1, 20)))
+            sequences += herd.add_choices(rng.randint(1, 20), rng.choice([1, 1, 2, 3]))
         elif action < 0.15 and sequences:
             herd.scheduler.remove(sequences.pop(rng.randrange(len(sequences))))
         elif action < 0.3 and sequences:
-            sequence = rng.choice(sequences)
-            sequence.is_held = not sequence.is_held
+            held = rng.choice(sequences)
+            for sequence in sequences:  # the engine holds all choices of a generation
+                if sequence.generation_id == held.generation_id:
+                    sequence.is_held = not sequence.is_held
         promised = herd.scheduler.can_schedule
         slices = herd.step()
         assert bool(slices) == promised
         assert sum(num_tokens for _, num_tokens in slices) <= 7
+        num_shared += any(herd.pool.num_references(block) > 1 for block in range(9))
         for sequence in [each for each in sequences if len(each.token_ids) > 30]:
             herd.scheduler.remove(sequence)
             sequences.remove(sequence)
     assert herd.scheduler.num_preemptions > 0
+    assert num_shared > 100
+    for sequence in sequences:
+        herd.scheduler.remove(sequence)
+    assert herd.pool.num_free == 9
 
 
 @pytest.mark.parametrize("bounds", [(0, 8, 8), (8, 8, 0), (8, 7, 8)])

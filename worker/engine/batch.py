@@ -19,12 +19,19 @@ class SequenceSlice:
         start: how many positions of this sequence are already in the KV cache; the position of `token_ids[0]`.
         block_table: physical block of each logical block; covers at least `start` + T positions.
         wants_logits: the logits of the last token are wanted: after this slice the sequence is fully prefilled.
+        wants_all_logits: those of every token of the slice are wanted, whatever `wants_logits` says.
     """
 
     token_ids: Sequence[int]
     start: int
     block_table: Sequence[int]
     wants_logits: bool
+    wants_all_logits: bool = False
+
+    @property
+    def num_logit_rows(self) -> int:
+        """Rows of logits that are wanted: of all tokens, of the last one, or none."""
+        return len(self.token_ids) if self.wants_all_logits else int(self.wants_logits)
 
 
 class ForwardModel(Protocol):
@@ -54,9 +61,10 @@ class ForwardModel(Protocol):
         """Run the slices, write their keys and values, and return the logits that are wanted.
 
         Args:
-            slices: at least one, and at most one of any sequence; a block that a slice writes is in no other slice.
+            slices: at least one, and at most one of any sequence. Several may read a block that none writes; a
+                block that a slice writes is in no other slice.
 
         Returns:
-            [number of slices that want logits, V] float32, in slice order, on the model's device.
+            [sum of the slices' `num_logit_rows`, V] float32, in slice order, on the model's device.
         """
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from worker.engine.detokenizer import Detokenizer, TokenPieces
@@ -32,15 +31,11 @@ class Choice:
         self.num_tokens = 0
         self.ending: Ending | None = None
 
-    def replay(self, token_ids: Iterable[int]) -> None:
-        """Read the tokens that are in the log already. Raises ValueError if they go on after their end."""
-        for token_id in token_ids:
-            if self.ending is not None:
-                raise ValueError(
-                    f"the choice ended with {self.ending.reason.name} at token {self.num_tokens - 1}, "
-                    "but its log goes on"
-                )
-            self.push(token_id)
+    def require_open(self) -> None:
+        """Raise ValueError if the choice has ended: its log must not go on."""
+        if self.ending is not None:
+            reason = self.ending.reason.name
+            raise ValueError(f"the choice ended with {reason} at token {self.num_tokens - 1}, but its log goes on")
 
     def push(self, token_id: int) -> str:
         """Read the next token, set `ending` if it is the last, and return the text that it releases."""

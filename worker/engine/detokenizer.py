@@ -42,6 +42,10 @@ class TokenPieces:
         """The token's bytes; none for ids past the vocabulary (rows that pad the model's embedding)."""
         return self.pieces[token_id] if token_id < len(self.pieces) else b""
 
+    def text_of(self, token_id: int) -> str:
+        """The token's text by itself; a character that it only begins or ends appears as U+FFFD."""
+        return self.bytes_of(token_id).decode(errors="replace")
+
 
 class Detokenizer:
     """Decodes the tokens of one choice; the texts returned, joined, are the decoding of all bytes.

@@ -54,7 +54,7 @@ class LlamaModel:
         self._weights = weights
         self._attention = attention
         self._device = weights.embedding.device
-        self._cos, self._sin = _rotary_tables(config, self.max_context, self._device)
+        self._cos, self._sin = rotary_tables(config, self.max_context, self._device)
 
     @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
@@ -106,7 +106,7 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def _rotary_tables(config: LlamaConfig, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_tables(config: LlamaConfig, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each [num_positions, D/2] float32, computed on the CPU for every device."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), 1.0 / config.rope_theta**exponents)

@@ -40,6 +40,10 @@ class Scheduler:
     admitted when there are blocks for all its tokens and one more, so only decoding ever asks for further blocks.
     When none is free, the youngest held sequence, else the youngest, gives its blocks back and is computed again
     later. So the oldest running sequence that is not held is nobody's victim and advances in every step.
+
+    Sequences of one generation share the full blocks of what they have in common: one computes them, the others wait
+    for that and then refer to the same blocks. Each computes the rest itself, at most a block more than its own, so a
+    block that anybody still writes has one owner and is never copied.
     """
 
     def __init__(self, pool: BlockPool, block_size: int, settings: EngineSettings) -> None:
@@ -104,6 +108,7 @@ class Scheduler:
         self._pool.check()
         sequences = self._running + self._waiting
         assert len({id(sequence) for sequence in sequences}) == len(sequences), "a sequence is listed twice"
+        assert len({sequence.arrival for sequence in sequences}) == len(sequences), "two sequences have one rank"
         for listed in (self._running, self._waiting):
             assert [s.arrival for s in listed] == sorted(s.arrival for s in listed), "a list is out of order"
         references = Counter(block for sequence in self._running for block in sequence.block_table)
@@ -113,6 +118,8 @@ class Scheduler:
             covered = len(sequence.block_table) * self._block_size
             assert 0 <= sequence.num_computed < len(sequence.token_ids), "no token is pending"
             assert covered >= sequence.num_computed, "the block table is too short"
+            written = sequence.block_table[sequence.num_computed // self._block_size :]
+            assert all(self._pool.num_references(block) == 1 for block in written), "a block has two writers"
         for sequence in self._waiting:
             assert not sequence.block_table, "a waiting sequence holds blocks"
             assert sequence.num_computed == 0, "a waiting sequence counts computed positions"
@@ -157,16 +164,36 @@ class Scheduler:
         return ScheduledSlice(sequence, min(sequence.num_pending, self._settings.prefill_chunk, budget))
 
     def _next_admissible(self) -> Sequence | None:
-        """The first waiting sequence that is not held, if slots and blocks allow it. Nobody overtakes it."""
-        first = next((sequence for sequence in self._waiting if not sequence.is_held), None)
-        if first is None or len(self._running) >= self._settings.max_sequences:
+        """The first waiting sequence that is ready, if slots and blocks allow it. Nobody overtakes it."""
+        if len(self._running) >= self._settings.max_sequences:
             return None
-        return first if self._num_blocks_for(len(first.token_ids) + 1) <= self._pool.num_free else None
+        for sequence in self._waiting:
+            if not sequence.is_held and (shared := self._shared_blocks(sequence)) is not None:
+                num_new = self._num_blocks_for(len(sequence.token_ids) + 1) - len(shared)
+                return sequence if num_new <= self._pool.num_free else None
+        return None
 
     def _admit(self, sequence: Sequence) -> None:
+        shared = self._shared_blocks(sequence)
+        assert shared is not None, "the sequence is not ready"
         self._waiting.remove(sequence)
-        sequence.block_table = self._pool.allocate(self._num_blocks_for(len(sequence.token_ids) + 1))
+        self._pool.share(shared)
+        num_new = self._num_blocks_for(len(sequence.token_ids) + 1) - len(shared)
+        sequence.block_table = [*shared, *self._pool.allocate(num_new)]
+        sequence.num_computed = len(shared) * self._block_size
         _insert(self._running, sequence)
+
+    def _shared_blocks(self, sequence: Sequence) -> list[int] | None:
+        """The blocks that the sequence can begin with; None while another of its generation computes them."""
+        # The last common token is left out: its logits choose the next one, so it runs again.
+        num_blocks = max(0, sequence.num_common - 1) // self._block_size
+        if num_blocks == 0 or sequence.wants_all_logits:
+            return []
+        relatives = [each for each in self._running if each.generation_id == sequence.generation_id]
+        for each in relatives:
+            if each.num_computed >= num_blocks * self._block_size:
+                return each.block_table[:num_blocks]
+        return None if relatives else []
 
     def _num_blocks_for(self, num_positions: int) -> int:
         return -(-num_positions // self._block_size)
