@@ -32,7 +32,9 @@ def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.fixture(scope="module")
 def model(half_folder: Path) -> LlamaModel:
     """An int8 model with room for all sequences of a test."""
-    return load_model(half_folder, Quantization.INT8, CPU, kv_blocks=200)
+    loaded = load_model(half_folder, Quantization.INT8, CPU, kv_blocks=200)
+    assert isinstance(loaded, LlamaModel)
+    return loaded
 
 
 @pytest.fixture(scope="module")

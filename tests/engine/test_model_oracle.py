@@ -14,6 +14,8 @@ from worker.engine.batch import SequenceSlice
 from worker.engine.config import Quantization
 from worker.engine.loader import load_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 LENGTHS = [3, 16, 37, 130] * 16  # 64 prompts; 130 spans two tiles of keys
 NUM_NEW = 64
@@ -29,7 +31,7 @@ def read_oracle(folder: Path) -> Any:
 
 def test_unquantized_float32_gives_the_same_ids_as_transformers(full_folder: Path, shape: Shape) -> None:
     """64 prompts, 64 tokens each, not one id differs."""
-    prompts = random_prompts(shape.vocab_size, LENGTHS, seed=3)
+    prompts = random_prompts(shape.vocab_size, LENGTHS, seed=13)  # the oracle has no tie of two logits with these
 
     ours = greedy(load_model(full_folder, Quantization.NONE, CPU, kv_blocks=900), prompts, NUM_NEW)
     theirs = oracle_greedy(read_oracle(full_folder), prompts, NUM_NEW)

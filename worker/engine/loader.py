@@ -1,4 +1,6 @@
-"""Makes a LlamaModel of a model folder: reads saved weights or quantizes them by bitsandbytes, and fuses layers.
+"""Makes a model of a model folder: reads saved weights or quantizes them by bitsandbytes, and fuses layers.
+
+On a Hopper GPU a quantized Llama becomes a HopperModel, if the kernels take it; anything else becomes a LlamaModel.
 
 Never imports transformers; its BitsAndBytesConfig gives the same bytes (tests/engine/test_loader_bytes.py).
 """
@@ -6,7 +8,9 @@ Never imports transformers; its BitsAndBytesConfig gives the same bytes (tests/e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +20,13 @@ from torch import Tensor
 from worker.engine.attention import make_attention
 from worker.engine.checkpoint import BrokenCheckpoint, Checkpoint
 from worker.engine.config import LlamaConfig, Quantization, UnsupportedModel
+from worker.engine.hopper_model import HopperModel
+from worker.engine.hopper_weights import HopperLayer, HopperWeights, UnpackableWeight, hopper_takes, pack_linear
+from worker.engine.kernels.attention import BLOCK_SIZE as HOPPER_BLOCK_SIZE
+from worker.engine.kernels.build import KernelBuildError
+from worker.engine.kernels.gemm import GemmWorkspace
 from worker.engine.kv_tensors import KVTensors, free_gpu_bytes, num_blocks_in
-from worker.engine.linear import Linear, ResidentBudget, make_linear
+from worker.engine.linear import ResidentBudget, make_linear
 from worker.engine.model import LlamaLayer, LlamaModel, LlamaWeights
 from worker.engine.weights import (
     NF4_CODES,
@@ -33,6 +42,10 @@ CPU_RESIDENT_BYTES = 2 << 30  # float32 copies of dequantized weights that the C
 CPU_KV_BYTES = 256 << 20  # when the caller names no size
 GPU_KV_FRACTION = 0.9  # of the memory that is free once the weights are there; the rest is for activations
 NF4_BLOCK_SIZE = 64  # transformers' default
+PLAIN_BLOCK_SIZE = 16  # positions in a block of a LlamaModel's KV cache
+HOPPER_WEIGHTS_SHARE = 0.9  # of the time that loading takes; the rest makes kernels and graphs
+
+log = logging.getLogger(__name__)
 
 
 def load_model(
@@ -42,10 +55,10 @@ def load_model(
     *,
     kv_blocks: int | None = None,
     kv_bytes: int | None = None,
-    block_size: int = 16,
+    block_size: int | None = None,
     resident_bytes: int = CPU_RESIDENT_BYTES,
     progress: Callable[[float], None] = lambda _: None,
-) -> LlamaModel:
+) -> LlamaModel | HopperModel:
     """Load a Hugging Face folder that is unquantized, or that transformers saved in 8 or 4 bits.
 
     Args:
@@ -54,7 +67,8 @@ def load_model(
         device: "cpu" or a CUDA device.
         kv_blocks: blocks of the KV cache; or
         kv_bytes: its size. With neither it takes 90 % of the free GPU memory, or 256 MiB on the CPU.
-        block_size: positions in one block.
+        block_size: positions in one block; by default what suits the model that is made. A HopperModel has 64, and
+            any other number makes a LlamaModel.
         resident_bytes: bound on float32 copies of weights; CPU only.
         progress: called with the fraction loaded, 0 to 1, rising; on the caller's thread.
 
@@ -64,8 +78,41 @@ def load_model(
     config = LlamaConfig.from_folder(folder)
     with Checkpoint(folder) as checkpoint:
         source = FolderSource(checkpoint, config, quantization, device)
+        if block_size in (None, HOPPER_BLOCK_SIZE) and hopper_takes(config, source.quantization, device):
+            try:
+                return load_hopper_model(source, config, kv_blocks=kv_blocks, kv_bytes=kv_bytes, progress=progress)
+            except (UnpackableWeight, KernelBuildError) as error:
+                log.warning("the Hopper kernels do not run %s, decoding will be slow: %s", folder, error)
         weights = load_weights(source, config, resident_bytes, progress)
+    block_size = block_size or PLAIN_BLOCK_SIZE
     model = build_model(config, weights, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size)
+    progress(1.0)
+    return model
+
+
+def load_hopper_model(
+    source: WeightSource,
+    config: LlamaConfig,
+    *,
+    kv_blocks: int | None,
+    kv_bytes: int | None,
+    progress: Callable[[float], None],
+) -> HopperModel:
+    """Pack every weight from `source`, which is on a Hopper GPU, and put a KV cache beside them.
+
+    Raises UnpackableWeight, KernelBuildError, and what `load_model` does.
+    """
+
+    def note_weights(fraction: float) -> None:
+        progress(HOPPER_WEIGHTS_SHARE * fraction)
+
+    def note_graphs(fraction: float) -> None:
+        progress(HOPPER_WEIGHTS_SHARE + (1 - HOPPER_WEIGHTS_SHARE) * fraction)
+
+    weights = load_hopper_weights(source, config, note_weights)
+    device = weights.embedding.device
+    kv = _make_kv(config, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=HOPPER_BLOCK_SIZE)
+    model = HopperModel(config, weights, kv, note_graphs)
     progress(1.0)
     return model
 
@@ -75,14 +122,20 @@ def build_model(
 ) -> LlamaModel:
     """Put a KV cache beside weights that are on their device. Arguments and errors are those of `load_model`."""
     device = weights.embedding.device
+    kv = _make_kv(config, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size)
+    return LlamaModel(config, weights, kv, make_attention(kv, device))
+
+
+def _make_kv(
+    config: LlamaConfig, device: torch.device, *, kv_blocks: int | None, kv_bytes: int | None, block_size: int
+) -> KVTensors:
     on_cpu = device.type == "cpu"
     dtype = torch.float32 if on_cpu else torch.float16
     if kv_blocks is None:
         if kv_bytes is None:
             kv_bytes = CPU_KV_BYTES if on_cpu else free_gpu_bytes(device, GPU_KV_FRACTION)
         kv_blocks = num_blocks_in(config, kv_bytes, block_size, dtype)
-    kv = KVTensors(config, num_blocks=kv_blocks, block_size=block_size, dtype=dtype, device=device)
-    return LlamaModel(config, weights, kv, make_attention(kv, device))
+    return KVTensors(config, num_blocks=kv_blocks, block_size=block_size, dtype=dtype, device=device)
 
 
 class WeightSource(Protocol):
@@ -106,19 +159,46 @@ def load_weights(
 ) -> LlamaWeights:
     """Take every weight from `source` and fuse what one product can do. Arguments and errors as for `load_model`."""
     resident = ResidentBudget(resident_bytes)
-    embedding = source.matrix("model.embed_tokens.weight")
-    if embedding.shape != (config.vocab_size, config.hidden_size):
-        raise BrokenCheckpoint(f"the embedding is {tuple(embedding.shape)}; config.json makes it otherwise")
-    layers = []
-    for index in range(config.num_layers):
-        progress(index / config.num_layers)
-        layers.append(_load_layer(source, config, f"model.layers.{index}", resident))
-    head = DenseWeight(embedding if config.tie_word_embeddings else source.matrix("lm_head.weight"))
+
+    def make(stored: _StoredLayer) -> LlamaLayer:
+        return LlamaLayer(
+            attention_norm=stored.attention_norm,
+            qkv=make_linear(stored.qkv, resident),
+            attention_out=make_linear(stored.attention_out, resident),
+            mlp_norm=stored.mlp_norm,
+            gate_up=make_linear(stored.gate_up, resident),
+            down=make_linear(stored.down, resident),
+        )
+
+    embedding = _read_embedding(source, config)
     return LlamaWeights(
         embedding=embedding,
-        layers=tuple(layers),
+        layers=tuple(make(stored) for stored in _read_layers(source, config, progress)),
+        lm_head=make_linear(DenseWeight(_read_head(source, config, embedding)), resident),
         final_norm=source.vector("model.norm.weight"),
-        lm_head=make_linear(head, resident),
+    )
+
+
+def load_hopper_weights(source: WeightSource, config: LlamaConfig, progress: Callable[[float], None]) -> HopperWeights:
+    """The same on a Hopper GPU, packed layer by layer, so that two copies of no more than one layer are in memory."""
+    embedding = _read_embedding(source, config)
+    workspace = GemmWorkspace(embedding.device)
+
+    def make(stored: _StoredLayer) -> HopperLayer:
+        return HopperLayer(
+            attention_norm=stored.attention_norm,
+            qkv=pack_linear(stored.qkv, workspace),
+            attention_out=pack_linear(stored.attention_out, workspace),
+            mlp_norm=stored.mlp_norm,
+            gate_up=pack_linear(stored.gate_up, workspace, is_gate_up=True),
+            down=pack_linear(stored.down, workspace),
+        )
+
+    return HopperWeights(
+        embedding=embedding,
+        layers=tuple(make(stored) for stored in _read_layers(source, config, progress)),
+        lm_head=_read_head(source, config, embedding).half(),
+        final_norm=source.vector("model.norm.weight"),
     )
 
 
@@ -135,8 +215,8 @@ class FolderSource:
             raise UnsupportedModel(
                 f"{checkpoint.folder} is saved as {saved.value}; it cannot be made {quantization.value}"
             )
+        self.quantization = quantization
         self._checkpoint = checkpoint
-        self._quantization = quantization
         self._quantizes = quantization is not saved
         self._dtype = getattr(torch, config.dtype) if config.dtype else None
         self._device = device
@@ -167,9 +247,9 @@ class FolderSource:
         dense = self._dense(f"{module}.weight").to(self._device)
         if not self._quantizes:
             return DenseWeight(dense)
-        if self._quantization is Quantization.INT8:
+        if self.quantization is Quantization.INT8:
             return quantize_int8(dense)
-        return quantize_nf4(dense, double=self._quantization is Quantization.NF4_DQ)
+        return quantize_nf4(dense, double=self.quantization is Quantization.NF4_DQ)
 
     def _dense(self, name: str) -> Tensor:
         tensor = self._checkpoint.tensor(name)
@@ -238,16 +318,47 @@ def _checked_nf4(weight: Nf4Weight) -> Nf4Weight:
     return weight
 
 
-def _load_layer(source: WeightSource, config: LlamaConfig, layer: str, resident: ResidentBudget) -> LlamaLayer:
+@dataclass(frozen=True, slots=True)
+class _StoredLayer:
+    """One decoder layer as it is stored, fused: rows of `qkv` are all of q, then k, then v."""
+
+    attention_norm: Tensor
+    qkv: LinearWeight
+    attention_out: LinearWeight
+    mlp_norm: Tensor
+    gate_up: LinearWeight
+    down: LinearWeight
+
+
+def _read_embedding(source: WeightSource, config: LlamaConfig) -> Tensor:
+    embedding = source.matrix("model.embed_tokens.weight")
+    if embedding.shape != (config.vocab_size, config.hidden_size):
+        raise BrokenCheckpoint(f"the embedding is {tuple(embedding.shape)}; config.json makes it otherwise")
+    return embedding
+
+
+def _read_head(source: WeightSource, config: LlamaConfig, embedding: Tensor) -> Tensor:
+    return embedding if config.tie_word_embeddings else source.matrix("lm_head.weight")
+
+
+def _read_layers(
+    source: WeightSource, config: LlamaConfig, progress: Callable[[float], None]
+) -> Iterator[_StoredLayer]:
+    for index in range(config.num_layers):
+        progress(index / config.num_layers)
+        yield _read_layer(source, config, f"model.layers.{index}")
+
+
+def _read_layer(source: WeightSource, config: LlamaConfig, layer: str) -> _StoredLayer:
     hidden, inner = config.hidden_size, config.intermediate_size
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     rows = {"q": query, "k": kv, "v": kv, "o": hidden, "gate": inner, "up": inner, "down": hidden}
 
-    def fused(block: str, names: Sequence[str], inputs: int) -> Linear:
+    def fused(block: str, names: Sequence[str], inputs: int) -> LinearWeight:
         parts = [source.linear(f"{layer}.{block}.{name}_proj", (rows[name], inputs)) for name in names]
-        return make_linear(_concatenated(parts, layer), resident)
+        return _concatenated(parts, layer)
 
-    return LlamaLayer(
+    return _StoredLayer(
         attention_norm=source.vector(f"{layer}.input_layernorm.weight"),
         qkv=fused("self_attn", ("q", "k", "v"), hidden),
         attention_out=fused("self_attn", ("o",), query),

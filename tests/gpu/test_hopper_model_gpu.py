@@ -1,0 +1,308 @@
+"""HopperModel against the float32 CPU path over the same stored bytes: logits, ids, and broken caches."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.engine.oracle import Shape, block_tables, greedy, random_llama, random_prompts, save
+from worker.engine.batch import SequenceSlice
+from worker.engine.config import LlamaConfig, Quantization
+from worker.engine.hopper_decode import BATCH_SIZES
+from worker.engine.hopper_model import HopperModel
+from worker.engine.loader import build_model, load_hopper_model, load_model, load_weights
+from worker.engine.model import LlamaModel
+from worker.engine.weights import Int8Weight, LinearWeight, NestedAbsmax, Nf4Weight
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+VOCAB, MAX_CONTEXT, BLOCKS = 1000, 1100, 400
+MAX_ERROR = 1e-2  # of a row's logits, relative: float16 activations through three layers
+TIE_GAP = 2e-2  # of the range of the logits
+
+
+class RandomSource:
+    """Weights that nobody trained: each from its own seed, made on one device and given on another."""
+
+    def __init__(
+        self, config: LlamaConfig, quantization: Quantization, device: torch.device, made_on: torch.device
+    ) -> None:
+        self._config, self._quantization = config, quantization
+        self._device, self._made_on = device, made_on
+
+    def vector(self, name: str) -> Tensor:
+        """A norm."""
+        return (torch.rand(self._config.hidden_size, generator=self._seeded(name), device=self._made_on) + 0.5).to(
+            self._device
+        )
+
+    def matrix(self, name: str) -> Tensor:
+        """The embedding, or a head whose logits spread widely."""
+        shape = (self._config.vocab_size, self._config.hidden_size)
+        values = torch.randn(shape, generator=self._seeded(name), device=self._made_on)
+        scale = 1.0 if "embed" in name else 3 * self._config.hidden_size**-0.5
+        return values.mul_(scale).half().to(self._device)
+
+    def linear(self, module: str, shape: tuple[int, int]) -> LinearWeight:
+        """A decoder's linear layer."""
+        rows, columns = shape
+        generator, where = self._seeded(module), self._made_on
+        if self._quantization is Quantization.INT8:
+            codes = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator, device=where)
+            row_absmax = (torch.rand(rows, generator=generator, device=where) + 1.5) * columns**-0.5
+            return Int8Weight(codes.to(self._device), row_absmax.to(self._device))
+        packed = torch.randint(0, 256, (rows * columns // 2,), dtype=torch.uint8, generator=generator, device=where)
+        absmax = (torch.rand(rows * columns // 64, generator=generator, device=where) + 1.5) * columns**-0.5
+        if self._quantization is Quantization.NF4:
+            return Nf4Weight(packed.to(self._device), absmax.to(self._device), shape, 64)
+        nested = NestedAbsmax(
+            codes=(absmax * columns**0.5 * 64).to(torch.uint8).to(self._device),
+            code_book=torch.arange(256, device=self._device) / 256,
+            group_absmax=torch.full((-(-len(absmax) // 256),), 4 * columns**-0.5, device=self._device),
+            offset=torch.tensor(1e-4, device=self._device),
+            group_size=256,
+        )
+        return Nf4Weight(packed.to(self._device), nested, shape, 64)
+
+    def _seeded(self, name: str) -> torch.Generator:
+        return torch.Generator(self._made_on).manual_seed(zlib.crc32(name.encode()))
+
+
+def small_config(num_kv_heads: int) -> LlamaConfig:
+    """Three layers of four heads."""
+    return LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1408,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=num_kv_heads,
+        head_dim=128,
+        vocab_size=VOCAB,
+        max_position_embeddings=MAX_CONTEXT,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=False,
+        dtype="float16",
+        saved_quantization=Quantization.NONE,
+    )
+
+
+Models = tuple[HopperModel, LlamaModel]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(Quantization.INT8, 2), (Quantization.NF4, 4), (Quantization.NF4_DQ, 2)],
+    ids=lambda param: f"{param[0].value}-{param[1]}kv",
+)
+def models(request: pytest.FixtureRequest) -> Models:
+    """The model under test and the oracle: grouped-query and multi-head attention, every storage format."""
+    quantization, num_kv_heads = request.param
+    config = small_config(num_kv_heads)
+    tested = load_hopper_model(
+        RandomSource(config, quantization, CUDA, CPU),
+        config,
+        kv_blocks=BLOCKS,
+        kv_bytes=None,
+        progress=lambda _: None,
+    )
+    weights = load_weights(RandomSource(config, quantization, CPU, CPU), config, 2 << 30, lambda _: None)
+    return tested, build_model(config, weights, kv_blocks=BLOCKS, kv_bytes=None, block_size=64)
+
+
+def poison(model: HopperModel) -> None:
+    """What others left in the cache is NaN."""
+    for cache in (*model.kv.keys, *model.kv.values):
+        cache.fill_(torch.nan)
+
+
+def largest_error(ours: Tensor, theirs: Tensor) -> float:
+    """Of all rows, norm of the difference over norm of theirs; NaN if ours has one."""
+    assert ours.shape == theirs.shape
+    assert ours.dtype == torch.float32
+    difference = (ours.cpu().double() - theirs.double()).norm(dim=1)
+    return float((difference / theirs.double().norm(dim=1)).max())
+
+
+def both(models: Models, slices: Sequence[SequenceSlice]) -> float:
+    """The largest error of one step that both run."""
+    tested, oracle = models
+    return largest_error(tested.forward(slices), oracle.forward(slices))
+
+
+def test_prompts_give_the_oracles_logits(models: Models) -> None:
+    """Each alone, by the packed products, and all in one step, by dequantized weights."""
+    poison(models[0])
+    prompts = random_prompts(VOCAB, [2, 63, 64, 65, 129, 200, 600], seed=1)
+    tables = block_tables(models[0], [len(prompt) for prompt in prompts])
+    slices = [SequenceSlice(prompt, 0, table, True) for prompt, table in zip(prompts, tables, strict=True)]
+    for part in slices:
+        assert both(models, [part]) < MAX_ERROR, f"{len(part.token_ids)} tokens"
+    poison(models[0])
+    assert both(models, slices) < MAX_ERROR
+
+
+def test_every_batch_size_gives_the_oracles_logits(models: Models) -> None:
+    """Over the borders of the graphs, and past the largest one; each row has a context of its own."""
+    poison(models[0])
+    num_rows = 140
+    lengths = [1 + 7 * row % 90 for row in range(num_rows)]
+    prompts = random_prompts(VOCAB, [length + 1 for length in lengths], seed=2)
+    tables = block_tables(models[0], [length + 1 for length in lengths])
+    for first in range(0, num_rows, 20):
+        some = range(first, first + 20)
+        both(models, [SequenceSlice(prompts[row][:-1], 0, tables[row], True) for row in some])
+    steps = [SequenceSlice(prompts[row][-1:], lengths[row], tables[row], True) for row in range(num_rows)]
+    expected = models[1].forward(steps)
+    sizes = sorted({size for border in BATCH_SIZES for size in (border, border + 1)} | {3, 100, num_rows})
+    for size in sizes:
+        error = largest_error(models[0].forward(steps[:size]), expected[:size])
+        assert error < MAX_ERROR, f"{size} rows"
+
+
+def test_long_contexts_give_the_oracles_logits(models: Models) -> None:
+    """Prefilled in chunks; then decoded over the borders of blocks, of splits and of the graphs' context sizes."""
+    poison(models[0])
+    tokens, other = random_prompts(VOCAB, [MAX_CONTEXT, 40], seed=3)
+    table, other_table = block_tables(models[0], [MAX_CONTEXT, 64])
+    both(models, [SequenceSlice(other, 0, other_table, True)])
+    at = 0
+    for border in (255, 511, 1023, 1098):
+        chunk = SequenceSlice(tokens[at:border], at, table, True)
+        assert both(models, [chunk]) < MAX_ERROR, f"prefill to {border}"
+        for at in (border, border + 1):
+            step = [SequenceSlice(tokens[at : at + 1], at, table, True), SequenceSlice([5], 40, other_table, True)]
+            assert both(models, step) < MAX_ERROR, f"position {at}"
+        at = border + 2
+
+
+def test_a_chunked_prompt_in_company_gives_the_oracles_logits(models: Models) -> None:
+    """Decodes and chunks of several prompts in one step; logits come in slice order, and only where wanted."""
+    poison(models[0])
+    first, second, third = random_prompts(VOCAB, [300, 130, 20], seed=4)
+    tables = block_tables(models[0], [310, 140, 40])
+    a, b, c = tables
+    steps = [
+        [SequenceSlice(third, 0, c, True), SequenceSlice(first[:70], 0, a, False)],
+        [
+            SequenceSlice(first[70:200], 70, a, False),
+            SequenceSlice([9], 20, c, True),
+            SequenceSlice(second, 0, b, True),
+        ],
+        [SequenceSlice([8], 130, b, True), SequenceSlice(first[200:], 200, a, True), SequenceSlice([3], 21, c, True)],
+        [SequenceSlice([4], 22, c, False), SequenceSlice([7], 300, a, True), SequenceSlice([6], 131, b, True)],
+    ]
+    for number, step in enumerate(steps):
+        assert both(models, step) < MAX_ERROR, f"step {number}"
+
+
+def test_a_step_that_wants_no_logits_returns_none(models: Models) -> None:
+    """Of one token and of several."""
+    for length in (1, 5):
+        assert models[0].forward([SequenceSlice([1] * length, 0, [0], False)]).shape == (0, VOCAB)
+
+
+def test_all_logits_of_a_prompt_are_those_of_its_prefixes(models: Models) -> None:
+    """Row by row, beside a decode that stands before them."""
+    tested = models[0]
+    prompt = random_prompts(VOCAB, [40], seed=5)[0]
+    rows = tested.forward(
+        [SequenceSlice([3], 0, [1], True), SequenceSlice(prompt, 0, [0], False, wants_all_logits=True)]
+    )
+    assert rows.shape == (41, VOCAB)
+    for length in (2, 20, 40):
+        alone = tested.forward([SequenceSlice(prompt[:length], 0, [2], True)]).cpu()
+        assert largest_error(rows[length : length + 1], alone) < MAX_ERROR
+
+
+def test_greedy_ids_are_the_oracles(models: Models) -> None:
+    """Given the oracle's tokens so far, at each of 32 steps of 24 sequences: the same best id, but for ties."""
+    poison(models[0])
+    prompts = random_prompts(VOCAB, [3, 16, 37, 70] * 6, seed=6)
+    theirs = greedy(models[1], prompts, 32)
+    ours = greedy(models[0], prompts, 32, forced=theirs.token_ids)
+    best = theirs.logits.topk(2).values
+    is_tie = best[..., 0] - best[..., 1] < TIE_GAP * (theirs.logits.amax(-1) - theirs.logits.amin(-1))
+    differs = ours.token_ids != theirs.token_ids
+    assert not (differs & ~is_tie).any()
+    assert float(differs.float().mean()) <= 0.02
+
+
+def test_a_broken_sequence_breaks_no_other(models: Models) -> None:
+    """NaN in one sequence's cache stays in its own logits, in decode and in prefill, and in its own step."""
+    tested = models[0]
+    prompts = random_prompts(VOCAB, [150, 20, 70], seed=7)
+    tables = block_tables(tested, [200, 100, 100])
+    tested.forward([SequenceSlice(prompt, 0, table, False) for prompt, table in zip(prompts, tables, strict=True)])
+    for cache in (*tested.kv.keys, *tested.kv.values):
+        cache[tables[0][0]] = torch.nan
+    for new in (1, 5):
+        step = [
+            SequenceSlice([1] * (new if row == 2 else 1), len(prompt), table, True)
+            for row, (prompt, table) in enumerate(zip(prompts, tables, strict=True))
+        ]
+        logits = tested.forward(step)
+        assert logits[0].isnan().all()
+        assert logits[1:].isfinite().all()
+        assert tested.forward(step[1:]).isfinite().all()
+
+
+def test_steps_are_deterministic(models: Models) -> None:
+    """The same step gives the same bits, in decode and in prefill, whatever ran between."""
+    tested = models[0]
+    prompt = random_prompts(VOCAB, [300], seed=8)[0]
+    chunk = [SequenceSlice(prompt[:299], 0, [0, 1, 2, 3, 4], True)]
+    step = [SequenceSlice(prompt[299:], 299, [0, 1, 2, 3, 4], True)]
+    first, decoded = tested.forward(chunk), tested.forward(step)
+    tested.forward([SequenceSlice(prompt, 0, [9, 8, 7, 6, 5], True)])
+    assert torch.equal(tested.forward(chunk), first)
+    for _ in range(10):
+        assert torch.equal(tested.forward(step), decoded)
+
+
+@pytest.mark.parametrize(("quantization", "max_gib"), [(Quantization.INT8, 7), (Quantization.NF4, 4.3)])
+def test_a_model_of_7b_shape_runs(quantization: Quantization, max_gib: float) -> None:
+    """Its weights take the bytes of their format; a prompt and decode steps of 32 give finite, equal logits."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    config = LlamaConfig(4096, 11008, 32, 32, 32, 128, 32000, 4096, 1e-5, 10000.0, False, "float16", Quantization.NONE)
+    source = RandomSource(config, quantization, CUDA, CUDA)
+    model = load_hopper_model(source, config, kv_blocks=160, kv_bytes=None, progress=lambda _: None)
+    used = torch.cuda.memory_allocated() - before - sum(each.nbytes for each in (*model.kv.keys, *model.kv.values))
+    scratch_and_buffers = 0.35 * 2**30
+    prompt = random_prompts(32000, [257], seed=7)[0]
+    tables = [[5 * row + column for column in range(5)] for row in range(32)]
+
+    whole = model.forward([SequenceSlice(prompt, 0, tables[0], True)])[0]
+    for table in tables:
+        model.forward([SequenceSlice(prompt[:256], 0, table, False)])
+    decoded = model.forward([SequenceSlice(prompt[256:], 256, table, True) for table in tables])
+
+    assert (used - scratch_and_buffers) / 2**30 < max_gib
+    assert decoded.isfinite().all()
+    assert float((decoded - whole).norm(dim=1).max() / whole.norm()) < 2e-2
+
+
+def test_the_loader_chooses_by_shape_and_storage(tmp_path: Path) -> None:
+    """A quantized folder with heads of 128 runs on the kernels; unquantized, or in other blocks, on the plain path."""
+    shape = Shape("wide", 512, 704, 2, 4, 2, 128, 512)
+    folder = save(random_llama(shape, seed=1), tmp_path / "half", torch.float16)
+    fractions: list[float] = []
+    for quantization in (Quantization.INT8, Quantization.NF4_DQ):
+        model = load_model(folder, quantization, CUDA, kv_blocks=20, progress=fractions.append)
+        plain = load_model(folder, quantization, CUDA, kv_blocks=20, block_size=32)
+        assert isinstance(model, HopperModel)
+        assert isinstance(plain, LlamaModel)
+        prompts = random_prompts(512, [33, 70], seed=3)
+        ours, theirs = (greedy(each, prompts, 1).logits[:, 0] for each in (model, plain))
+        assert largest_error(ours, theirs) < MAX_ERROR
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1.0
+        fractions.clear()
+    assert isinstance(load_model(folder, Quantization.NONE, CUDA, kv_blocks=20), LlamaModel)

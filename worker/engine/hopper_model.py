@@ -1,0 +1,88 @@
+"""The Llama forward pass on a Hopper GPU, by the engine's own kernels: decode as CUDA graphs, prefill beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from worker.engine.batch import SequenceSlice
+from worker.engine.config import LlamaConfig
+from worker.engine.hopper_decode import MAX_BATCH, DecodeGraphs
+from worker.engine.hopper_prefill import MAX_QUANTIZED_ROWS, Prefill
+from worker.engine.hopper_weights import HopperWeights
+from worker.engine.kernels.attention import BLOCK_SIZE
+from worker.engine.kv_tensors import KVTensors
+from worker.engine.model import rotary_tables
+
+
+class HopperModel:
+    """A quantized Llama with its KV cache, in float16 on one GPU. The engine's `ForwardModel`.
+
+    Made ready: kernels are compiled (or found on disk), graphs are captured. `progress` is called with the fraction
+    done, rising. Raises KernelBuildError where a kernel cannot be compiled or loaded.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        weights: HopperWeights,
+        kv: KVTensors,
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        if kv.block_size != BLOCK_SIZE:
+            raise ValueError(f"the kernels take blocks of {BLOCK_SIZE} positions, not {kv.block_size}")
+        self.config = config
+        self.weights = weights
+        self.kv = kv
+        self.block_size = kv.block_size
+        self.num_blocks = kv.num_blocks
+        self.max_context = min(config.max_position_embeddings, kv.num_blocks * kv.block_size)
+        self.vocab_size = config.vocab_size
+        self._device = weights.embedding.device
+        with torch.inference_mode(), torch.cuda.device(self._device):
+            cos, sin = rotary_tables(config, self.max_context, self._device)
+            self._prefill = Prefill(config, weights, kv, cos, sin)
+            self._run_prefill_once()
+            self._decode = DecodeGraphs(config, weights, kv, cos, sin, progress)
+
+    @torch.inference_mode()
+    def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
+        """Run the slices, write their keys and values, and return the logits that are wanted.
+
+        Returns:
+            [sum of the slices' `num_logit_rows`, V] float32, in slice order, on the model's device.
+        """
+        single = [part for part in slices if len(part.token_ids) == 1]
+        longer = [part for part in slices if len(part.token_ids) > 1]
+        found = []
+        with torch.cuda.device(self._device):
+            for first in range(0, len(single), MAX_BATCH):
+                found.append(self._decode.run(single[first : first + MAX_BATCH]).float())
+            if longer:
+                found.append(self._prefill.run(longer).float())
+            logits = torch.cat(found) if len(found) > 1 else found[0]
+            rows = wanted_rows(slices)
+            return (
+                logits if rows == list(range(len(logits))) else logits[torch.tensor(rows, device=self._device).long()]
+            )
+
+    def _run_prefill_once(self) -> None:
+        """Load what prefill needs, by a step of enough tokens to take every path. Nobody reads what it writes."""
+        num_tokens = min(MAX_QUANTIZED_ROWS + 1, self.max_context)
+        self._prefill.run([SequenceSlice([0] * num_tokens, 0, range(self.num_blocks), wants_logits=True)])
+
+
+def wanted_rows(slices: Sequence[SequenceSlice]) -> list[int]:
+    """Where the wanted logits are, in slice order, among those of all single tokens and then of the longer slices."""
+    next_single, next_longer = 0, sum(len(part.token_ids) == 1 for part in slices)
+    rows: list[int] = []
+    for part in slices:
+        if len(part.token_ids) == 1:
+            rows += [next_single] * part.num_logit_rows
+            next_single += 1
+        else:
+            rows += range(next_longer, next_longer + part.num_logit_rows)
+            next_longer += part.num_logit_rows
+    return rows
