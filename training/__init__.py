@@ -1,0 +1,1 @@
+"""How the demo model is made: corpus, tokenizer, training, evaluation, and a small skill added by QLoRA."""
