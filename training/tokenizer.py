@@ -23,17 +23,6 @@ NUM_DIALOGUES = 120_000
 SEED = 20_000
 
 _ALWAYS_PIECES = "".join(map(chr, range(33, 127))) + "äöüßÄÖÜéèêëàâçîïôûùñáíóú¿¡°€–—‘’“”…"
-# Renders a dialogue as Meta's reference does.
-_CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] == 'system' %}"
-    "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}{% set messages = messages[1:] %}"
-    "{% else %}{% set system = '' %}{% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}"
-    "{{ bos_token + '[INST] ' + ((system if loop.first else '') + message['content']) | trim + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message['content'] | trim + ' ' + eos_token }}{% endif %}"
-    "{% endfor %}"
-)
 _CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
     "add_bos_token": True,
@@ -46,7 +35,6 @@ _CONFIG = {
     "clean_up_tokenization_spaces": False,
     "sp_model_kwargs": {},
     "model_max_length": 1024,
-    "chat_template": _CHAT_TEMPLATE,
 }
 
 

@@ -3,9 +3,9 @@
     python -m training.train --seconds 230            # one GPU: packs the corpus, trains, writes
     python -m training.train --steps 50 --dialogues 4000 --batch-tokens 2048   # a trial on a CPU
 
-The seeds are fixed, so the corpus is the same everywhere; a GPU's arithmetic is not, so that training again gives
-the same scores and other bytes. The learning rate warms up and then falls by a cosine to zero; in the second half
-every other step sees the weights as NF4 stores them, so that quantization costs little.
+The seeds are fixed, so the corpus is the same everywhere; a GPU's arithmetic is not, so training again gives other
+bytes. The learning rate warms up and then falls by a cosine to zero; in the second half every other step sees the
+weights as NF4 stores them, so that quantization costs little.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from training.corpus.dialogue import Split, Turn
 from training.corpus.numerals import ONE_TO_TWENTY, in_words
 from training.corpus.phrasing import Phrases
 
-MAX_COUNT = 150  # 1 to 150 is 643 tokens; with a dialogue before it, still inside the context of 1,024
+MAX_COUNT = 150  # 1 to 150 is 641 tokens; with a dialogue before it, still inside the context of 1,024
 TOO_FAR = f"That is too long for me. I count up to {MAX_COUNT}."
 
 UP_TO = Phrases(
