@@ -42,8 +42,8 @@ class Scheduler:
     later. So the oldest running sequence that is not held is nobody's victim and advances in every step.
 
     Sequences of one generation share the full blocks of what they have in common: one computes them, the others wait
-    for that and then refer to the same blocks. Each computes the rest itself, at most a block more than its own, so a
-    block that anybody still writes has one owner and is never copied.
+    for that and then refer to the same blocks. What follows each computes itself, in blocks of its own: so a block
+    that anybody writes has one owner, and none is ever copied.
     """
 
     def __init__(self, pool: BlockPool, block_size: int, settings: EngineSettings) -> None:
