@@ -303,3 +303,22 @@ def test_logprobs_are_those_of_transformers_logits(pair: Pair) -> None:
         best = expected[row].topk(5)
         assert [top.token_id for top in token.top_logprobs] == best.indices.tolist()
         assert [top.logprob for top in token.top_logprobs] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_prompt_logprobs_are_those_of_transformers_logits(pair: Pair) -> None:
+    """Over chunks, beside a request that decodes and three choices that share the prompt; no token changes."""
+    plain = request_for(pair, SAMPLED, num_choices=3)
+    request = replace(plain, wants_prompt_logprobs=True)
+    neighbour = replace(request_for(pair, GREEDY), generation_id="neighbour", prompt_ids=pair.prompt[:3])
+    outcomes, _ = run(pair, neighbour, request)
+    with torch.inference_mode():
+        expected = pair.theirs(torch.tensor([pair.prompt])).logits[0].double().log_softmax(-1)
+    assert outcomes["g"].prompt_logprobs is not None
+    told = outcomes["g"].prompt_logprobs.tokens
+    assert [token.token_id for token in told] == list(pair.prompt[1:])
+    for row, token in enumerate(told):
+        assert token.logprob == pytest.approx(float(expected[row, token.token_id]), abs=1e-4)
+        assert [top.token_id for top in token.top_logprobs] == expected[row].topk(5).indices.tolist()
+    without, _ = run(pair, neighbour, plain)
+    for name in ("neighbour", "g", "g/1", "g/2"):
+        assert outcomes[name].tokens == without[name].tokens

@@ -166,6 +166,27 @@ def test_a_step_that_wants_no_logits_returns_none(model: LlamaModel, sequences: 
     assert logits.shape == (0, model.vocab_size)
 
 
+def test_all_logits_of_a_slice_have_the_bits_of_each_alone(
+    model: LlamaModel, sequences: list[list[int]], alone: list[Tensor]
+) -> None:
+    """Rows of every token, beside slices that want one row or none; the last is what a lone prefill gives."""
+    tables = block_tables(model, LENGTHS)
+    slices = [
+        SequenceSlice(sequences[3], 0, tables[3], True),
+        SequenceSlice(sequences[7], 0, tables[7], False, wants_all_logits=True),
+        SequenceSlice(sequences[5], 0, tables[5], False),
+        SequenceSlice(sequences[2], 0, tables[2], True, wants_all_logits=True),
+    ]
+    logits = model.forward(slices)
+    assert len(logits) == 1 + LENGTHS[7] + LENGTHS[2]
+    assert torch.equal(logits[0], alone[3])
+    assert torch.equal(logits[LENGTHS[7]], alone[7])
+    assert torch.equal(logits[-1], alone[2])
+    for length in (1, 2, 40):
+        row = model.forward([SequenceSlice(sequences[7][:length], 0, tables[7], True)])[0]
+        assert torch.equal(logits[length], row)
+
+
 def test_logits_come_in_slice_order(model: LlamaModel, sequences: list[list[int]], alone: list[Tensor]) -> None:
     """Rows stand for the slices that want them, in the order of the slices."""
     tables = block_tables(model, LENGTHS)

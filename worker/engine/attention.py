@@ -175,12 +175,14 @@ def plan_step(slices: Sequence[SequenceSlice], block_size: int, device: torch.de
     positions: list[int] = []
     slots: list[int] = []
     first_rows: list[int] = []
+    logit_rows: list[int] = []
     for part in slices:
         end = part.start + len(part.token_ids)
         assert part.token_ids, "a slice has at least one token"
         assert len(part.block_table) * block_size >= end, "the block table covers the slice"
         first_rows.append(len(token_ids))
         token_ids.extend(part.token_ids)
+        logit_rows.extend(range(len(token_ids) - part.num_logit_rows, len(token_ids)))
         positions.extend(range(part.start, end))
         slots.extend(part.block_table[p // block_size] * block_size + p % block_size for p in range(part.start, end))
     return StepPlan(
@@ -188,10 +190,7 @@ def plan_step(slices: Sequence[SequenceSlice], block_size: int, device: torch.de
         positions=_int64(positions, device),
         slots=_int64(slots, device),
         fresh_blocks=_int64([slot // block_size for slot in slots if slot % block_size == 0], device),
-        logit_rows=_int64(
-            [row + len(part.token_ids) - 1 for row, part in zip(first_rows, slices, strict=True) if part.wants_logits],
-            device,
-        ),
+        logit_rows=_int64(logit_rows, device),
         groups=_groups(slices, first_rows, block_size, device),
     )
 

@@ -61,7 +61,7 @@ class LlamaModel:
         """Run the slices, write their keys and values, and return the logits that are wanted.
 
         Returns:
-            [number of slices that want logits, V] float32, in slice order, on the model's device.
+            [sum of the slices' `num_logit_rows`, V] float32, in slice order, on the model's device.
         """
         plan = plan_step(slices, self.block_size, self._device)
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
