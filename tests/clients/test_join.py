@@ -66,11 +66,9 @@ def test_tokens_stand_alike_in_every_streamed_response() -> None:
 
 
 def generated_responses(gateway: str) -> list[bytes]:
-    """Every response of a sampled generation, as it was sent."""
+    """Every response of a long answer, as it was sent."""
     spec = common_pb2.GenerationSpec(
-        prompt="1, 2, 3",
-        sampling=common_pb2.Sampling(seed=7, temperature=1.0),
-        stopping=common_pb2.Stopping(max_new_tokens=24),
+        chat=common_pb2.ChatInput(messages=[common_pb2.ChatMessage(role=common_pb2.ROLE_USER, content="Count to 150")]),
         output=common_pb2.OutputOptions(logprobs=True),
     )
     with grpc.insecure_channel(gateway) as channel:
