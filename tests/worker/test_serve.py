@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -234,7 +235,8 @@ async def test_unpublished_tokens_are_bounded(redis_url: str) -> None:
     broker = OutageBroker.connect(redis_url)
     try:
         generation_id = await submit(broker, make_job([5], 400))
-        async with local_worker(broker, max_unpublished_tokens=50) as worker:
+        engine = EngineDouble(pace=lambda: time.sleep(0.002))  # a step takes time, in which the loop can say stop
+        async with local_worker(broker, engine, max_unpublished_tokens=50) as worker:
             broker.is_down = True
             await until(lambda: worker.progress.has_work == 0 and worker.engine.num_steps > 0)
             made = worker.engine.num_steps
