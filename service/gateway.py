@@ -19,12 +19,12 @@ from service.follow import Follower
 from service.health import Health
 from service.models import Models
 from service.owned import OwnedCalls
+from service.prompts import MAX_REQUEST_BYTES
 from service.relay import Relay
 from service.rpc import method_handlers
 from service.servicer import GenerationServicer
 from service.settings import GatewaySettings
 from service.submit import Submitter
-from service.validate import MAX_REQUEST_BYTES
 
 MAX_RECEIVE_BYTES = MAX_REQUEST_BYTES + 64 * 1024  # so that a request a little too large gets an answer of ours
 END_GRACE_S = 0.5  # for statuses of ended streams to leave

@@ -8,7 +8,7 @@ import pytest
 
 from llamaherd.v1 import common_pb2, generation_pb2
 from service.knobs import MAX_STOP_STRING_BYTES
-from service.validate import MAX_REQUEST_BYTES
+from service.prompts import MAX_REQUEST_BYTES
 from tests.service.bundles import CONTEXT, PIECES
 from tests.service.gateways import RunningGateway, error_of, open_stream, prompt
 from tests.service.test_status import details_of
