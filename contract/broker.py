@@ -5,7 +5,7 @@ Errors of the connection come out as BrokerDown.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 
@@ -200,12 +200,19 @@ class Broker:
                 found.append(WorkerBeat(name, beat, fields))
         return found
 
-    async def models(self) -> dict[str, str]:
-        """Every model that workers have announced, with the digest of its bundle."""
-        prefix = keys.model("")
+    async def models(self, live: Collection[str] = ()) -> dict[str, str]:
+        """Every model that workers have announced, with the digest of its bundle.
+
+        Args:
+            live: names to look up too: a worker of an earlier version announces without the index.
+        """
         async with answered():
-            names = [key.decode().removeprefix(prefix) async for key in self._client.scan_iter(match=f"{prefix}*")]
-            digests = [await self._client.hget(keys.model(name), "digest") for name in names]
+            indexed = [name.decode() for name in await self._client.zrange(keys.MODELS, 0, -1)]
+            names = sorted({*indexed, *live})
+            async with self._client.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hget(keys.model(name), "digest")
+                digests = await pipe.execute() if names else []
         return {name: digest.decode() for name, digest in zip(names, digests, strict=True) if digest}
 
     async def bundle(self, digest: str) -> bytes | None:
@@ -218,8 +225,8 @@ class Broker:
 
     async def announce(self, model: str, digest: str, bundle: bytes) -> None:
         """Publish what this worker serves, and make the model's jobs streams. Repeat it while serving: it expires."""
-        where = [keys.model(model), keys.bundle(digest), *_queues(model)]
-        await self._run("announce", where, [digest, bundle, MODEL_TTL_MS])
+        where = [keys.MODELS, keys.model(model), keys.bundle(digest), *_queues(model)]
+        await self._run("announce", where, [model, digest, bundle, MODEL_TTL_MS])
 
     async def worker_beat(self, worker_id: str, fields: Mapping[str, str]) -> int:
         """Live on, and say what we do; Redis' time in milliseconds."""

@@ -11,6 +11,7 @@ TAG = "{0}"
 
 META = f"{TAG}:meta"
 POOL = f"{TAG}:pool"
+MODELS = f"{TAG}:models"  # the names of what was announced, by when that expires
 DEAD = f"{TAG}:dead"
 WAKE = f"{TAG}:wake"  # a pub/sub channel: work became free
 

@@ -72,6 +72,8 @@ async def play(rig: Rig) -> dict[str, Any]:
     recorded["dead"] = (await rig.client.xrange(keys.DEAD))[0]
     await rig.broker.check_server()
     recorded["meta"] = await rig.client.hgetall(keys.META)
+    recorded["model"] = await rig.client.hgetall(keys.model(MODEL))
+    recorded["models"] = await rig.client.zrange(keys.MODELS, 0, -1)
     return {name: _plain(each) for name, each in recorded.items()}
 
 

@@ -15,7 +15,25 @@ async def test_an_announced_model_is_known(rig: Rig) -> None:
     assert await rig.broker.bundle("d2") == b"\x00\xff bundle"
     assert await rig.broker.bundle("unknown") is None
     assert await rig.client.pttl(keys.model("other")) > 6 * 24 * 3_600_000
+    assert await rig.client.pttl(keys.MODELS) > 6 * 24 * 3_600_000
     assert await rig.client.pttl(keys.bundle("d2")) > 6 * 24 * 3_600_000
+
+
+async def test_a_model_that_nobody_announces_any_more_is_forgotten(rig: Rig) -> None:
+    """At once when its key has expired; its name leaves the index with the next announcement of another."""
+    await rig.broker.announce("old", "d1", b"bundle")
+    await rig.client.delete(keys.model("old"))
+    assert await rig.broker.models() == {MODEL: "bundle-digest"}
+    await rig.client.zadd(keys.MODELS, {"old": await rig.broker.now_ms() - 1})
+    await rig.broker.announce("new", "d2", b"bundle")
+    assert await rig.client.zrange(keys.MODELS, 0, -1) == [MODEL.encode(), b"new"]
+
+
+async def test_a_model_of_an_earlier_version_is_found_by_its_living_worker(rig: Rig) -> None:
+    """Such a worker writes the model's key, and no index; its heartbeat names the model."""
+    await rig.client.delete(keys.MODELS)
+    assert await rig.broker.models() == {}
+    assert await rig.broker.models([MODEL, "unknown"]) == {MODEL: "bundle-digest"}
 
 
 async def test_announcing_again_keeps_the_queue(rig: Rig) -> None:
