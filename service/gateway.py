@@ -17,6 +17,7 @@ from service.admission import Admission
 from service.backoff import Backoff, until_answered
 from service.follow import Follower
 from service.health import Health
+from service.model_servicer import ModelServicer
 from service.models import Models
 from service.owned import OwnedCalls
 from service.prompts import MAX_REQUEST_BYTES
@@ -31,7 +32,8 @@ END_GRACE_S = 0.5  # for statuses of ended streams to leave
 FLUSH_TIMEOUT_S = 3.0
 
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-UNSERVED = (chat_pb2.DESCRIPTOR.services_by_name["ChatService"], model_pb2.DESCRIPTOR.services_by_name["ModelService"])
+MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
+UNSERVED = (chat_pb2.DESCRIPTOR.services_by_name["ChatService"],)
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 1),  # several gateways may share a port, and `herd up` reserves it so
@@ -74,7 +76,7 @@ class Gateway:
         self._models = Models(broker, settings.dead_after_ms / 1000)
         self._relay = Relay(broker)
         self._admission = Admission(settings.max_streams)
-        self._health = Health([GENERATION.full_name], [service.full_name for service in UNSERVED])
+        self._health = Health([GENERATION.full_name, MODEL.full_name], [service.full_name for service in UNSERVED])
 
     async def run(self, stop: asyncio.Event, on_listening: Callable[[int], None]) -> None:
         """Serve, then drain. The relay's tasks outlive the streams, and the leaver outlives all."""
@@ -143,6 +145,7 @@ class Gateway:
         follower = Follower(self._broker, self._models, self._relay, submitter, self._admission)
         handlers = GenerationServicer(self._broker, follower).handlers
         server.add_generic_rpc_handlers([method_handlers(GENERATION, handlers)])
+        server.add_generic_rpc_handlers([method_handlers(MODEL, ModelServicer(self._models).handlers)])
         server.add_generic_rpc_handlers([method_handlers(service, {}) for service in UNSERVED])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz.add_channelz_servicer(server)
@@ -159,7 +162,7 @@ def _bind(server: grpc.aio.Server, settings: GatewaySettings) -> int:
 
 def _reflected() -> list[str]:
     """Every service there is, served yet or not."""
-    ours: list[ServiceDescriptor] = [GENERATION, *UNSERVED]
+    ours: list[ServiceDescriptor] = [GENERATION, MODEL, *UNSERVED]
     return [
         *(service.full_name for service in ours),
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,

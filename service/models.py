@@ -20,7 +20,7 @@ from service.tokenizer import PromptTokenizer
 POLL_S = 0.3
 LATE_POLL_S = 2 * POLL_S  # a longer gap between two polls is our own pause: nobody is judged by it
 MIN_POLLS = 3
-ANNOUNCED_EVERY_S = 5.0  # what is announced changes only when a worker starts, and costs a scan of the keys
+ANNOUNCED_EVERY_S = 5.0  # what is announced changes only when a worker starts
 READY = "ready"
 
 log = structlog.get_logger(__name__)
@@ -87,6 +87,7 @@ class ServedModel:
     """A model as requests meet it."""
 
     name: str
+    digest: str
     bundle: ModelBundle
     tokenizer: PromptTokenizer
 
@@ -129,12 +130,12 @@ class Models:
         self._liveness.observe(await self._broker.pool(), now_s)
         live = self._liveness.live_models()
         if now_s - self._announced_s > ANNOUNCED_EVERY_S or not live.keys() <= self._announced.keys():
-            self._announced, self._announced_s = await self._broker.models(), now_s
+            self._announced, self._announced_s = await self._broker.models(live), now_s
         self.live = live
         self.is_broker_down = False
 
-    def name_of(self, model: str) -> str:
-        """The model a request means: its own word, or the only one there is.
+    def name_of(self, model: str, field: str = "spec.model") -> str:
+        """The model a request means by `field`: its own word, or the only one there is.
 
         Raises UnknownModel, InvalidRequest (several are served and none is named), BrokerDown, or NoWorker (none is).
         """
@@ -149,7 +150,7 @@ class Models:
             return candidates[0]
         if candidates:
             text = f"is required, as several models are served: {', '.join(candidates)}"
-            raise InvalidRequest([FieldViolation("spec.model", text)])
+            raise InvalidRequest([FieldViolation(field, text)])
         if self.is_broker_down:
             raise BrokerDown
         raise NoWorker(model)
@@ -175,7 +176,7 @@ class Models:
         payload = await self._broker.bundle(digest)
         if payload is None:
             raise NoWorker(name)
-        model = await asyncio.to_thread(_parse, name, payload)
+        model = await asyncio.to_thread(_parse, name, digest, payload)
         log.info("model loaded", model=name, bundle_digest=digest, context_length=model.bundle.context_length)
         _warn_of_ignored_defaults(model)
         return model
@@ -188,9 +189,9 @@ class Models:
         self.live = {}
 
 
-def _parse(name: str, payload: bytes) -> ServedModel:
+def _parse(name: str, digest: str, payload: bytes) -> ServedModel:
     bundle = ModelBundle.from_bytes(payload)
-    return ServedModel(name, bundle, PromptTokenizer(bundle))
+    return ServedModel(name, digest, bundle, PromptTokenizer(bundle))
 
 
 def _warn_of_ignored_defaults(model: ServedModel) -> None:

@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
@@ -18,14 +19,14 @@ _UNKNOWN_TEXT = " \u2047 "
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """One token of a text and the characters it stands for: text[start:end], in code points.
+    """One token of a text and what it stands for: text.encode()[begin:end].
 
-    The first token may be the space before the text alone: then start = end = 0. Byte pieces of one character all
-    carry that character's span.
+    The spans of a text follow each other without gap or overlap. The first token may be the space before the text
+    alone: then begin = end = 0. Byte pieces of one character have a byte of it each.
     """
 
     id: int
-    start: int
+    begin: int
     end: int
 
 
@@ -42,6 +43,7 @@ class PromptTokenizer:
         self._text_tokenizer = _build_tokenizer(bundle)
         num_padding = bundle.vocab_size - len(bundle.pieces)
         self._bytes = (*map(_piece_bytes, bundle.pieces), *[b""] * num_padding)
+        self._is_byte = tuple(piece.kind is PieceKind.BYTE for piece in bundle.pieces)
         self._spaced_ids = frozenset(id_ for id_, piece in enumerate(bundle.pieces) if piece.text.startswith(_SPACE))
         self._template: ChatTemplate | None = None
         if bundle.chat_format.kind is ChatFormatKind.JINJA:
@@ -61,15 +63,20 @@ class PromptTokenizer:
         return ids
 
     def encode_spans(self, text: str) -> list[TokenSpan]:
-        """The ids of a text by itself, and which characters each stands for; slower than `encode_text`."""
+        """The ids of a text by itself, and which bytes each stands for; slower than `encode_text`."""
         if not text:
             return []
         encoding = self._text_tokenizer.encode(_as_pieces_spell(text), add_special_tokens=False)
-        return [
+        byte_at = [0, *accumulate(len(character.encode()) for character in text)]  # where each character begins
+        spans: list[TokenSpan] = []
+        for id_, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
             # One character less: the space before the text is not the caller's.
-            TokenSpan(id_, max(start - 1, 0), end - 1)
-            for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
+            begin, end = byte_at[max(first - 1, 0)], byte_at[last - 1]
+            if self._is_byte[id_]:  # the library gives each of them the whole character
+                begin = max(begin, spans[-1].end) if spans else begin
+                end = min(begin + 1, end)
+            spans.append(TokenSpan(id_, begin, end))
+        return spans
 
     def encode_prompt(self, text: str) -> list[int]:
         """BOS and the ids of a text."""
@@ -85,13 +92,24 @@ class PromptTokenizer:
         Raises:
             InvalidRequest: the model has no chat format, a role is out of order, or a message contains a tag.
         """
-        if self._bundle.chat_format.kind is ChatFormatKind.NONE:
-            raise InvalidRequest([FieldViolation("chat", "this model has no chat format; send a prompt")])
-        if not allow_tags:
-            refuse_tags(messages, self._template.tags if self._template else LLAMA2_TAGS)
-        if self._template:
-            return self._encode_parts(self._template.parts(messages))
-        return self._encode_parts(llama2_parts(messages, bos_id=self._bundle.bos_id, eos_id=self._bundle.eos_id))
+        return self._encode_parts(self._chat_parts(messages, allow_tags))
+
+    def encode_chat_spans(self, messages: Sequence[Message], allow_tags: bool = False) -> tuple[str, list[TokenSpan]]:
+        """What `encode_chat` encodes: the text of all parts, without control tokens, and its ids with their spans.
+
+        A control token's span is 0 to 0. Raises as `encode_chat` does.
+        """
+        texts: list[str] = []
+        spans: list[TokenSpan] = []
+        offset = 0
+        for part in self._chat_parts(messages, allow_tags):
+            if isinstance(part, str):
+                spans += [TokenSpan(s.id, s.begin + offset, s.end + offset) for s in self.encode_spans(part)]
+                offset += len(part.encode())
+                texts.append(part)
+            else:
+                spans.append(TokenSpan(part, 0, 0))
+        return "".join(texts), spans
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids: control tokens have none, and the space before the text goes.
@@ -113,6 +131,15 @@ class PromptTokenizer:
             begins = begins and not piece
         texts.append(run.decode("utf-8", _EACH_BYTE))
         return "".join(texts)
+
+    def _chat_parts(self, messages: Sequence[Message], allow_tags: bool) -> list[PromptPart]:
+        if self._bundle.chat_format.kind is ChatFormatKind.NONE:
+            raise InvalidRequest([FieldViolation("chat", "this model has no chat format; send a prompt")])
+        if not allow_tags:
+            refuse_tags(messages, self._template.tags if self._template else LLAMA2_TAGS)
+        if self._template:
+            return self._template.parts(messages)
+        return llama2_parts(messages, bos_id=self._bundle.bos_id, eos_id=self._bundle.eos_id)
 
     def _encode_parts(self, parts: Sequence[PromptPart]) -> list[int]:
         ids: list[int] = []

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from contract.broker import Broker
-from llamaherd.v1 import chat_pb2, chat_pb2_grpc, generation_pb2, model_pb2, model_pb2_grpc
+from llamaherd.v1 import chat_pb2, chat_pb2_grpc, generation_pb2
 from tests.redis_server import start_valkey
 from tests.service.bundles import bundle
 from tests.service.conftest import short_folder
@@ -28,7 +28,7 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         ("", SERVING),
         ("llamaherd.v1.GenerationService", SERVING),
         ("llamaherd.v1.ChatService", NOT_SERVING),
-        ("llamaherd.v1.ModelService", NOT_SERVING),
+        ("llamaherd.v1.ModelService", SERVING),
     ],
 )
 async def test_health_by_service(gateway: RunningGateway, service: str, status: int) -> None:
@@ -111,18 +111,13 @@ async def test_channelz_shows_the_server(gateway: RunningGateway) -> None:
 def unserved(gateway: RunningGateway) -> list[tuple[str, Any]]:
     """Every method that this version does not serve, called."""
     channel = gateway.channel
-    chat, models = chat_pb2_grpc.ChatServiceStub(channel), model_pb2_grpc.ModelServiceStub(channel)
+    chat = chat_pb2_grpc.ChatServiceStub(channel)
     return [
         ("GenerationService/Attach", gateway.stub.Attach(generation_pb2.AttachRequest())),
         ("GenerationService/SubmitGeneration", gateway.stub.SubmitGeneration(generation_pb2.SubmitGenerationRequest())),
         ("ChatService/Chat", chat.Chat(iter([chat_pb2.ChatRequest()]))),
         ("ChatService/SendTurn", chat.SendTurn(chat_pb2.SendTurnRequest())),
         ("ChatService/Interrupt", chat.Interrupt(chat_pb2.InterruptRequest())),
-        ("ModelService/ListModels", models.ListModels(model_pb2.ListModelsRequest())),
-        ("ModelService/GetModel", models.GetModel(model_pb2.GetModelRequest())),
-        ("ModelService/Tokenize", models.Tokenize(model_pb2.TokenizeRequest())),
-        ("ModelService/Detokenize", models.Detokenize(model_pb2.DetokenizeRequest())),
-        ("ModelService/CountTokens", models.CountTokens(model_pb2.CountTokensRequest())),
     ]
 
 

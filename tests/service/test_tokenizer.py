@@ -1,5 +1,6 @@
 """The gateway's tokenizer against SentencePiece itself, over the same model."""
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.bundle import ModelBundle, PieceKind
+from contract.bundle import ChatFormat, ChatFormatKind, ModelBundle, PieceKind
+from service.chat_format import Message, Role
 from service.tokenizer import PromptTokenizer
 from tests.tokenizer_models import (
     SPACE,
@@ -40,6 +42,7 @@ class Pair:
         self.bundle = build_bundle(write_model_folder(folder, serialized), quantization="int8")
         # What a gateway has is what came over the wire.
         self.ours = PromptTokenizer(ModelBundle.from_bytes(self.bundle.to_bytes()))
+        self.chat: PromptTokenizer | None = None
 
 
 @pytest.fixture(scope="module", params=["as-trained", "equal-space-runs", "user-defined"])
@@ -119,16 +122,43 @@ def test_a_prompt_is_bos_and_its_text(pair: Pair) -> None:
 @given(text=TEXTS)
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_spans_cover_the_text_in_order(pair: Pair, text: str) -> None:
-    """Each span's characters are what its tokens decode to; byte pieces of one character share its span."""
+    """Byte for byte and without overlap; each span's bytes are what its token decodes to."""
+    encoded = text.encode()
     spans = pair.ours.encode_spans(text)
     assert [span.id for span in spans] == pair.ours.encode_text(text)
-    covered = sorted({(span.start, span.end) for span in spans})
-    assert "".join(text[start:end] for start, end in covered) == text
+    assert [span.begin for span in spans] == [0, *(span.end for span in spans)][: len(spans)]
+    assert b"".join(encoded[span.begin : span.end] for span in spans) == encoded
     for span in spans:
-        piece = pair.bundle.pieces[span.id]
-        if piece.kind is not PieceKind.BYTE:
-            shown = text[span.start : span.end].replace(" ", SPACE)
+        piece, covered = pair.bundle.pieces[span.id], encoded[span.begin : span.end]
+        if piece.kind is PieceKind.BYTE:
+            assert piece.text == f"<0x{covered.hex().upper()}>"
+        else:
+            shown = covered.decode().replace(" ", SPACE)
             assert piece.text in (shown, SPACE + shown)
+
+
+@given(texts=st.lists(TEXTS.filter(str.strip), min_size=1, max_size=3))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_spans_of_a_conversation_cover_what_its_format_makes_of_it(pair: Pair, texts: list[str]) -> None:
+    """The rendered text, in order; BOS and EOS stand for none of it. The ids are those of a prompt."""
+    roles = [Role.USER, Role.ASSISTANT, Role.USER][-len(texts) :] if len(texts) != 2 else [Role.SYSTEM, Role.USER]
+    messages = [Message(role, text) for role, text in zip(roles, texts, strict=True)]
+    rendered, spans = with_chat(pair).encode_chat_spans(messages, allow_tags=True)
+
+    assert [span.id for span in spans] == with_chat(pair).encode_chat(messages, allow_tags=True)
+    encoded = rendered.encode()
+    covering = [span for span in spans if span.id not in (1, 2)]
+    assert all((span.begin, span.end) == (0, 0) for span in spans if span.id in (1, 2))
+    assert b"".join(encoded[span.begin : span.end] for span in covering) == encoded
+    assert [span.begin for span in covering] == [0, *(span.end for span in covering)][: len(covering)]
+    assert all(text.strip() in rendered for text in texts)
+
+
+def with_chat(pair: Pair) -> PromptTokenizer:
+    """The same vocabulary in a model that takes Llama 2's conversations."""
+    if pair.chat is None:
+        pair.chat = PromptTokenizer(dataclasses.replace(pair.bundle, chat_format=ChatFormat(ChatFormatKind.LLAMA2)))
+    return pair.chat
 
 
 def test_decoding_an_id_the_model_lacks_is_refused(pair: Pair) -> None:

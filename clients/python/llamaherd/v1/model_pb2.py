@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from llamaherd.v1 import common_pb2 as llamaherd_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llamaherd/v1/model.proto\x12\x0cllamaherd.v1\x1a\x19llamaherd/v1/common.proto\"\xfe\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x30\n\x0cquantization\x18\x04 \x01(\x0e\x32\x1a.llamaherd.v1.Quantization\x12-\n\x0b\x63hat_format\x18\x05 \x01(\x0e\x32\x18.llamaherd.v1.ChatFormat\x12\x14\n\x0clive_workers\x18\x06 \x01(\r\x12(\n\x08\x64\x65\x66\x61ults\x18\x07 \x01(\x0b\x32\x16.llamaherd.v1.Settings\x12\x15\n\rbundle_digest\x18\x08 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.llamaherd.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.llamaherd.v1.Model\"\x84\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.llamaherd.v1.ChatInputH\x00\x12\x14\n\x07\x61\x64\x64_bos\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05inputB\n\n\x08_add_bos\"3\n\tTokenSpan\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\";\n\x10TokenizeResponse\x12\'\n\x06tokens\x18\x01 \x03(\x0b\x32\x17.llamaherd.v1.TokenSpan\"/\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"@\n\x12\x43ountTokensRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.llamaherd.v1.GenerationSpec\",\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r*\x93\x01\n\x0cQuantization\x12\x1c\n\x18QUANTIZATION_UNSPECIFIED\x10\x00\x12\x15\n\x11QUANTIZATION_NONE\x10\x01\x12\x15\n\x11QUANTIZATION_INT8\x10\x02\x12\x14\n\x10QUANTIZATION_NF4\x10\x03\x12!\n\x1dQUANTIZATION_NF4_DOUBLE_QUANT\x10\x04*q\n\nChatFormat\x12\x1b\n\x17\x43HAT_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_FORMAT_NONE\x10\x01\x12\x16\n\x12\x43HAT_FORMAT_LLAMA2\x10\x02\x12\x18\n\x14\x43HAT_FORMAT_TEMPLATE\x10\x03\x32\x9a\x03\n\x0cModelService\x12O\n\nListModels\x12\x1f.llamaherd.v1.ListModelsRequest\x1a .llamaherd.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.llamaherd.v1.GetModelRequest\x1a\x1e.llamaherd.v1.GetModelResponse\x12I\n\x08Tokenize\x12\x1d.llamaherd.v1.TokenizeRequest\x1a\x1e.llamaherd.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.llamaherd.v1.DetokenizeRequest\x1a .llamaherd.v1.DetokenizeResponse\x12R\n\x0b\x43ountTokens\x12 .llamaherd.v1.CountTokensRequest\x1a!.llamaherd.v1.CountTokensResponseBK\n\x10\x64\x65v.llamaherd.v1P\x01Z&llamaherd.dev/llamaherd/v1;llamaherdv1\xaa\x02\x0cLlamaherd.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llamaherd/v1/model.proto\x12\x0cllamaherd.v1\x1a\x19llamaherd/v1/common.proto\"\xfe\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x30\n\x0cquantization\x18\x04 \x01(\x0e\x32\x1a.llamaherd.v1.Quantization\x12-\n\x0b\x63hat_format\x18\x05 \x01(\x0e\x32\x18.llamaherd.v1.ChatFormat\x12\x14\n\x0clive_workers\x18\x06 \x01(\r\x12(\n\x08\x64\x65\x66\x61ults\x18\x07 \x01(\x0b\x32\x16.llamaherd.v1.Settings\x12\x15\n\rbundle_digest\x18\x08 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.llamaherd.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.llamaherd.v1.Model\"\x84\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.llamaherd.v1.ChatInputH\x00\x12\x14\n\x07\x61\x64\x64_bos\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05inputB\n\n\x08_add_bos\"3\n\tTokenSpan\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\"R\n\x10TokenizeResponse\x12\'\n\x06tokens\x18\x01 \x03(\x0b\x32\x17.llamaherd.v1.TokenSpan\x12\x15\n\rrendered_chat\x18\x02 \x01(\t\"/\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"@\n\x12\x43ountTokensRequest\x12*\n\x04spec\x18\x01 \x01(\x0b\x32\x1c.llamaherd.v1.GenerationSpec\",\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r*\x93\x01\n\x0cQuantization\x12\x1c\n\x18QUANTIZATION_UNSPECIFIED\x10\x00\x12\x15\n\x11QUANTIZATION_NONE\x10\x01\x12\x15\n\x11QUANTIZATION_INT8\x10\x02\x12\x14\n\x10QUANTIZATION_NF4\x10\x03\x12!\n\x1dQUANTIZATION_NF4_DOUBLE_QUANT\x10\x04*q\n\nChatFormat\x12\x1b\n\x17\x43HAT_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_FORMAT_NONE\x10\x01\x12\x16\n\x12\x43HAT_FORMAT_LLAMA2\x10\x02\x12\x18\n\x14\x43HAT_FORMAT_TEMPLATE\x10\x03\x32\x9a\x03\n\x0cModelService\x12O\n\nListModels\x12\x1f.llamaherd.v1.ListModelsRequest\x1a .llamaherd.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.llamaherd.v1.GetModelRequest\x1a\x1e.llamaherd.v1.GetModelResponse\x12I\n\x08Tokenize\x12\x1d.llamaherd.v1.TokenizeRequest\x1a\x1e.llamaherd.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.llamaherd.v1.DetokenizeRequest\x1a .llamaherd.v1.DetokenizeResponse\x12R\n\x0b\x43ountTokens\x12 .llamaherd.v1.CountTokensRequest\x1a!.llamaherd.v1.CountTokensResponseBK\n\x10\x64\x65v.llamaherd.v1P\x01Z&llamaherd.dev/llamaherd/v1;llamaherdv1\xaa\x02\x0cLlamaherd.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llamaherd.v1.model_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020dev.llamaherd.v1P\001Z&llamaherd.dev/llamaherd/v1;llamaherdv1\252\002\014Llamaherd.V1'
-  _globals['_QUANTIZATION']._serialized_start=1006
-  _globals['_QUANTIZATION']._serialized_end=1153
-  _globals['_CHATFORMAT']._serialized_start=1155
-  _globals['_CHATFORMAT']._serialized_end=1268
+  _globals['_QUANTIZATION']._serialized_start=1029
+  _globals['_QUANTIZATION']._serialized_end=1176
+  _globals['_CHATFORMAT']._serialized_start=1178
+  _globals['_CHATFORMAT']._serialized_end=1291
   _globals['_MODEL']._serialized_start=70
   _globals['_MODEL']._serialized_end=324
   _globals['_LISTMODELSREQUEST']._serialized_start=326
@@ -52,15 +52,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENSPAN']._serialized_start=694
   _globals['_TOKENSPAN']._serialized_end=745
   _globals['_TOKENIZERESPONSE']._serialized_start=747
-  _globals['_TOKENIZERESPONSE']._serialized_end=806
-  _globals['_DETOKENIZEREQUEST']._serialized_start=808
-  _globals['_DETOKENIZEREQUEST']._serialized_end=855
-  _globals['_DETOKENIZERESPONSE']._serialized_start=857
-  _globals['_DETOKENIZERESPONSE']._serialized_end=891
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=893
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=957
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=959
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1003
-  _globals['_MODELSERVICE']._serialized_start=1271
-  _globals['_MODELSERVICE']._serialized_end=1681
+  _globals['_TOKENIZERESPONSE']._serialized_end=829
+  _globals['_DETOKENIZEREQUEST']._serialized_start=831
+  _globals['_DETOKENIZEREQUEST']._serialized_end=878
+  _globals['_DETOKENIZERESPONSE']._serialized_start=880
+  _globals['_DETOKENIZERESPONSE']._serialized_end=914
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=916
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=980
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=982
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1026
+  _globals['_MODELSERVICE']._serialized_start=1294
+  _globals['_MODELSERVICE']._serialized_end=1704
 # @@protoc_insertion_point(module_scope)

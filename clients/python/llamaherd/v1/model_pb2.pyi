@@ -103,10 +103,12 @@ class TokenSpan(_message.Message):
     def __init__(self, id: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class TokenizeResponse(_message.Message):
-    __slots__ = ("tokens",)
+    __slots__ = ("tokens", "rendered_chat")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RENDERED_CHAT_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedCompositeFieldContainer[TokenSpan]
-    def __init__(self, tokens: _Optional[_Iterable[_Union[TokenSpan, _Mapping]]] = ...) -> None: ...
+    rendered_chat: str
+    def __init__(self, tokens: _Optional[_Iterable[_Union[TokenSpan, _Mapping]]] = ..., rendered_chat: _Optional[str] = ...) -> None: ...
 
 class DetokenizeRequest(_message.Message):
     __slots__ = ("model", "ids")
