@@ -73,7 +73,7 @@ class Gateway:
     def __init__(self, settings: GatewaySettings, broker: Broker) -> None:
         self._settings = settings
         self._broker = broker
-        self._models = Models(broker, settings.dead_after_ms / 1000)
+        self._models = Models(broker, settings.dead_after_ms / 1000, settings.stale_after_s)
         self._relay = Relay(broker)
         self._admission = Admission(settings.max_streams)
         self._health = Health([GENERATION.full_name, MODEL.full_name], [service.full_name for service in UNSERVED])
@@ -128,10 +128,10 @@ class Gateway:
         log.info("gateway ends")
 
     def _note_models(self) -> None:
-        is_live = bool(self._models.live)
-        if is_live != self._health.is_live:
-            log.info("serving" if is_live else "no live worker", models=sorted(self._models.live))
-        self._health.set_live(is_live)
+        healthy = self._models.healthy
+        if healthy != self._health.healthy:
+            log.info("serving" if healthy else "no healthy worker", models=sorted(healthy))
+        self._health.set_models(self._models.known, healthy)
 
     def _add_services(self, server: grpc.aio.Server, calls: OwnedCalls) -> None:
         submitter = Submitter(

@@ -1,4 +1,4 @@
-"""grpc.health.v1: SERVING while a live worker is there and this gateway does not drain.
+"""grpc.health.v1: SERVING while a worker is there whose device computes, and this gateway does not drain.
 
 Own servicer, since grpcio-health-checking's holds a lock while it writes to a watcher: one that does not read would
 hold up the change for all.
@@ -15,37 +15,44 @@ from service.status import abort_unknown_service
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+_MODEL_PREFIX = "llamaherd.v1.GenerationService/"
+
+
+def model_service(model: str) -> str:
+    """What a health check asks for to learn of one model."""
+    return f"{_MODEL_PREFIX}{model}"
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking ships no types
-    """The state of the whole process ("") and of each of its services.
+    """The state of the whole process (""), of each of its services, and of each model (`model_service`).
 
     Args:
-        served: names of services that work while the process serves.
+        served: names of services that work while some model is healthy.
         unserved: names that are known and never SERVING.
     """
 
     def __init__(self, served: Iterable[str], unserved: Iterable[str]) -> None:
         self._served = frozenset(("", *served))
         self._unserved = frozenset(unserved)
-        self._is_live = False
+        self._known: frozenset[str] = frozenset()
+        self._healthy: frozenset[str] = frozenset()
         self._is_draining = False
         self._changed = asyncio.Event()
 
     @property
     def is_serving(self) -> bool:
         """What is answered for ""."""
-        return self._is_live and not self._is_draining
+        return bool(self._healthy) and not self._is_draining
 
     @property
-    def is_live(self) -> bool:
-        """Whether a live worker was there when last told."""
-        return self._is_live
+    def healthy(self) -> frozenset[str]:
+        """The models that were healthy when last told."""
+        return self._healthy
 
-    def set_live(self, is_live: bool) -> None:
-        """Whether a live worker is there."""
-        if is_live != self._is_live:
-            self._is_live = is_live
+    def set_models(self, known: frozenset[str], healthy: frozenset[str]) -> None:
+        """The models there are, and those of them that a worker serves whose device computes."""
+        if (known, healthy) != (self._known, self._healthy):
+            self._known, self._healthy = known, healthy
             self._tell()
 
     def drain(self) -> None:
@@ -78,6 +85,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
     def _status(self, service: str) -> int:
         if service in self._served:
             return int(_SERVING if self.is_serving else _NOT_SERVING)
+        if service.startswith(_MODEL_PREFIX) and (model := service.removeprefix(_MODEL_PREFIX)) in self._known:
+            return int(_SERVING if self.is_serving and model in self._healthy else _NOT_SERVING)
         return int(_NOT_SERVING if service in self._unserved else _SERVICE_UNKNOWN)
 
     def _tell(self) -> None:

@@ -28,11 +28,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Pulse:
-    """What is known of one worker: its last beat, since when it stands (own clock), and in how many polls."""
+    """What is known of one worker: what its last beat said, since when that stands (own clock), in how many polls."""
 
     beat: str
     model: str
     is_ready: bool
+    is_device_fresh: bool
     is_live: bool
     since_s: float
     num_polls: int = 0
@@ -41,8 +42,10 @@ class Pulse:
 class Liveness:
     """The workers as successive polls of the pool show them."""
 
-    def __init__(self, dead_after_s: float) -> None:
+    def __init__(self, dead_after_s: float, stale_after_s: float) -> None:
+        """Args: stale_after_s: a device that has computed nothing for this long may hang."""
         self._dead_after_s = dead_after_s
+        self._stale_after_ms = stale_after_s * 1000
         self._pulses: dict[str, Pulse] = {}
         self._last_poll_s: float | None = None
 
@@ -53,12 +56,11 @@ class Liveness:
         self._last_poll_s = now_s
         pulses: dict[str, Pulse] = {}
         for worker in beats:
-            model, is_ready = worker.fields.get("model", ""), worker.fields.get("state", READY) == READY
             known = self._pulses.get(worker.worker_id)
             if known is None:  # the first poll may find the key of a worker long dead; a later newcomer has just begun
-                known = Pulse(worker.beat, model, is_ready, is_live=not first, since_s=now_s)
+                known = self._pulse(worker, is_live=not first, now_s=now_s)
             elif known.beat != worker.beat:
-                known = Pulse(worker.beat, model, is_ready, is_live=True, since_s=now_s)
+                known = self._pulse(worker, is_live=True, now_s=now_s)
             elif late:
                 known.since_s, known.num_polls = now_s, 0
             else:
@@ -81,6 +83,28 @@ class Liveness:
                 counts[pulse.model] = counts.get(pulse.model, 0) + 1
         return counts
 
+    def healthy_models(self) -> frozenset[str]:
+        """Those among them with a worker whose device has lately computed something."""
+        pulses = self._pulses.values()
+        return frozenset(each.model for each in pulses if each.is_live and each.is_ready and each.is_device_fresh)
+
+    def _pulse(self, worker: WorkerBeat, *, is_live: bool, now_s: float) -> Pulse:
+        fields = worker.fields
+        return Pulse(
+            worker.beat,
+            fields.get("model", ""),
+            is_ready=fields.get("state", READY) == READY,
+            is_device_fresh=self._is_fresh(fields.get("device_age_ms")),
+            is_live=is_live,
+            since_s=now_s,
+        )
+
+    def _is_fresh(self, age_ms: str | None) -> bool:
+        """By the beat's word: None from a worker of an earlier version, '' from one that has not computed yet."""
+        if age_ms is None:
+            return True
+        return age_ms.isdecimal() and int(age_ms) <= self._stale_after_ms
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -95,17 +119,22 @@ class ServedModel:
 class Models:
     """The models of this herd.
 
-    Invariant: `live` is what the last successful poll showed, and empty while Redis does not answer.
+    Invariant: `live` and `healthy` are what the last successful poll showed, and empty while Redis does not answer.
+
+    Attributes:
+        live: models with workers that beat and are ready, and how many: they take jobs.
+        healthy: those of them with a worker whose device has lately computed something.
     """
 
-    def __init__(self, broker: Broker, dead_after_s: float) -> None:
+    def __init__(self, broker: Broker, dead_after_s: float, stale_after_s: float) -> None:
         self._broker = broker
-        self._liveness = Liveness(dead_after_s)
+        self._liveness = Liveness(dead_after_s, stale_after_s)
         self._announced: Mapping[str, str] = {}  # model name -> bundle digest
         self._announced_s = float("-inf")  # when that was read
         self._served: dict[tuple[str, str], ServedModel] = {}  # by name and bundle digest
         self._loading = asyncio.Lock()
         self.live: Mapping[str, int] = {}
+        self.healthy: frozenset[str] = frozenset()
         self.is_broker_down = False
 
     async def watch(self, on_poll: Callable[[], None]) -> None:
@@ -132,7 +161,13 @@ class Models:
         if now_s - self._announced_s > ANNOUNCED_EVERY_S or not live.keys() <= self._announced.keys():
             self._announced, self._announced_s = await self._broker.models(live), now_s
         self.live = live
+        self.healthy = self._liveness.healthy_models()
         self.is_broker_down = False
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Models that were announced, served now or not."""
+        return frozenset(self._announced) | self.live.keys()
 
     def name_of(self, model: str, field: str = "spec.model") -> str:
         """The model a request means by `field`: its own word, or the only one there is.
@@ -187,6 +222,7 @@ class Models:
         self.is_broker_down = True
         self._liveness.start_over()
         self.live = {}
+        self.healthy = frozenset()
 
 
 def _parse(name: str, digest: str, payload: bytes) -> ServedModel:

@@ -1,6 +1,7 @@
-"""`python -m service.probe`: asks the gateway beside it by grpc.health.v1, for health checks of containers.
+"""`python -m service.probe [MODEL]`: asks the gateway beside it by grpc.health.v1, for health checks of containers.
 
-It finds the gateway by the same HERD_GATEWAY_* variables. Exit status 0: SERVING; 1: anything else, which it prints.
+It finds the gateway by the same HERD_GATEWAY_* variables. Without MODEL: whether it serves any. Exit status 0: SERVING;
+1: anything else, which it prints; 2: too many arguments.
 """
 
 import ipaddress
@@ -14,15 +15,19 @@ from typing import cast
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.health import model_service
 from service.settings import GatewaySettings
 
 TIMEOUT_S = 3.0
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Ask once; the exit status."""
+    if len(arguments) > 1:
+        print("usage: python -m service.probe [MODEL]", file=sys.stderr)
+        return 2
     try:
-        status = ask(GatewaySettings())
+        status = ask(GatewaySettings(), model_service(arguments[0]) if arguments else "")
     except grpc.RpcError as error:
         print(error.code().name, error.details(), file=sys.stderr)
         return 1
@@ -33,8 +38,8 @@ def main() -> int:
     return 0 if status == health_pb2.HealthCheckResponse.SERVING else 1
 
 
-def ask(settings: GatewaySettings) -> int:
-    """The status of the whole gateway that runs with `settings` on this machine.
+def ask(settings: GatewaySettings, service: str = "") -> int:
+    """The status of `service`, or of the whole gateway, that runs with `settings` on this machine.
 
     With TLS, the gateway must hold the very certificate of `tls_cert`, whoever signed it.
 
@@ -49,7 +54,8 @@ def ask(settings: GatewaySettings) -> int:
         credentials = grpc.ssl_channel_credentials(settings.tls_cert.read_bytes())
         channel = grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", name)])
     with channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_S)
     return int(answer.status)
 
 
@@ -79,4 +85,4 @@ def _name_in_certificate(cert: Path, host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

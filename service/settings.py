@@ -33,6 +33,12 @@ class GatewaySettings(BaseSettings):
     dead_after_ms: int = Field(
         default=900, ge=300, description="a worker's heartbeat that stands still this long is a death"
     )
+    stale_after_s: float = Field(
+        default=10.0,
+        ge=3.0,
+        description="a worker whose device finishes no step, and when idle no probe, for this long does not count for "
+        "health; at least what the longest step takes",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="lowest level logged")
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from worker.engine.sequence import FinishEvent, FinishReason, GenerationRequest,
 from worker.progress import Progress
 
 CHECK_AFTER_S = 1.0  # idle this long, the engine checks its invariants, once
+PROBE_AFTER_S = 2.0  # a device that was not used for this long is probed, again and again
 
 
 class SteppingEngine(Protocol):
@@ -38,6 +39,10 @@ class SteppingEngine(Protocol):
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
+        ...
+
+    def probe(self) -> None:
+        """Compute something tiny on the device; raise if it is lost."""
         ...
 
     @property
@@ -68,6 +73,7 @@ class EngineThread:
         self._progress = progress
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._is_checked = False
+        self._device_used_s = float("-inf")  # never: the first thing it does is a probe
         self._refusals: list[StepEvent] = []
 
     async def run(self, deliver: Deliver) -> None:
@@ -116,6 +122,7 @@ class EngineThread:
             while self._obey(hand_over):
                 hand_over(self._engine.step())
                 self._progress.num_steps += 1
+                self._note_device_used()
         except BaseException as error:
             self._progress.has_work = 0
             loop.call_soon_threadsafe(ended.set_exception, error)
@@ -128,6 +135,8 @@ class EngineThread:
         while True:
             has_work = self._engine.has_work
             self._progress.has_work = int(has_work)
+            if not has_work:
+                self._probe_if_due()
             try:
                 command = self._commands.get(block=not has_work, timeout=self._sleep_s())
             except queue.Empty:
@@ -142,12 +151,28 @@ class EngineThread:
             hand_over(self._refusals)
             self._refusals = []
 
-    def _sleep_s(self) -> float | None:
-        """How long an idle engine may sleep: to its next deadline, and until its check is due."""
-        bounds = [] if self._is_checked else [CHECK_AFTER_S]
+    def _sleep_s(self) -> float:
+        """How long an idle engine may sleep: to its next deadline, and until its check or its next probe is due."""
+        moments = [self._device_used_s + PROBE_AFTER_S]
         if (deadline_s := self._engine.next_deadline_s) is not None:
-            bounds.append(max(0.0, deadline_s - time.monotonic()))
-        return min(bounds, default=None)
+            moments.append(deadline_s)
+        sleep_s = max(0.0, min(moments) - time.monotonic())
+        return sleep_s if self._is_checked else min(sleep_s, CHECK_AFTER_S)
+
+    def _probe_if_due(self) -> None:
+        """Use a device that nobody uses: one that hangs or is lost must show before a request meets it.
+
+        Shown as work, so that a probe that hangs is seen as a step that hangs.
+        """
+        if time.monotonic() - self._device_used_s >= PROBE_AFTER_S:
+            self._progress.has_work = 1
+            self._engine.probe()
+            self._note_device_used()
+            self._progress.has_work = 0
+
+    def _note_device_used(self) -> None:
+        self._device_used_s = time.monotonic()
+        self._progress.device_ms = int(self._device_used_s * 1000)
 
     def _check_once(self) -> None:
         if not self._is_checked:

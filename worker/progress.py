@@ -57,9 +57,11 @@ class Progress:
         loaded_permille: how much of the model is loaded.
         num_steps: engine steps so far.
         num_turns: turns of the event loop's own clock so far; 0 before the loop runs.
-        has_work: 1 while the engine thread is stepping, 0 while it sleeps.
+        has_work: 1 while the engine thread is stepping or probes its device, 0 while it sleeps.
         num_running: attempts held.
         num_slots: attempts that can be held.
+        device_ms: when the device last finished a step or a probe, in milliseconds of the system's monotonic clock,
+            which both processes share; 0 before the first.
         device, quantization: what was chosen, once known; else ''.
     """
 
@@ -70,6 +72,7 @@ class Progress:
     has_work = _Counter(4)
     num_running = _Counter(5)
     num_slots = _Counter(6)
+    device_ms = _Counter(7)
     device = _Text(1024)
     quantization = _Text(1024 + _TEXT_BYTES)
 

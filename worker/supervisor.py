@@ -133,6 +133,7 @@ class Supervisor:
             "slots": str(progress.num_slots),
             "running": str(progress.num_running),
             "steps": str(progress.num_steps),
+            "device_age_ms": _age_ms(progress.device_ms),
             "device": progress.device,
             "quantization": progress.quantization,
         }
@@ -171,3 +172,8 @@ class Supervisor:
                 await stop.wait()
         except TimeoutError:
             return
+
+
+def _age_ms(moment_ms: int) -> str:
+    """Milliseconds since a moment of the system's monotonic clock; '' for one that has not come."""
+    return str(int(time.monotonic() * 1000) - moment_ms) if moment_ms else ""

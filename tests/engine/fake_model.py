@@ -58,6 +58,9 @@ class FakeModel:
         self.batches: list[list[SequenceSlice]] = []
         self._cache = np.full((num_blocks, block_size), _EMPTY, dtype=np.int64)
 
+    def probe(self) -> None:
+        """There is no device to lose."""
+
     def forward(self, slices: Sequence[SequenceSlice]) -> torch.Tensor:
         """See `ForwardModel.forward`."""
         self.batches.append(list(slices))

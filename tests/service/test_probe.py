@@ -1,16 +1,18 @@
 """The probe of containers' health checks finds the gateway by its settings, and trusts its certificate only."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from service import probe
+from service.health import model_service
 from service.settings import GatewaySettings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -18,12 +20,18 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @contextmanager
-def health_server(status: int, host: str = "127.0.0.1", pair: tuple[Path, Path] | None = None) -> Iterator[int]:
-    """A server that answers health checks with `status`; its port. `pair` is key and certificate."""
+def health_server(
+    status: int,
+    host: str = "127.0.0.1",
+    pair: tuple[Path, Path] | None = None,
+    services: Mapping[str, int] = MappingProxyType({}),
+) -> Iterator[int]:
+    """A server that answers health checks with `status`, or a service's own; its port. `pair` is key, certificate."""
     with ThreadPoolExecutor(1) as pool:
         server = grpc.server(pool)
         servicer = health.HealthServicer()
-        servicer.set("", status)
+        for service, its_status in {"": status, **services}.items():
+            servicer.set(service, its_status)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         if pair is None:
             port = server.add_insecure_port(f"{host}:0")
@@ -61,6 +69,20 @@ def test_only_serving_is_health(
         monkeypatch.setenv("HERD_GATEWAY_PORT", str(port))
         assert probe.main() == exit_status
     assert capsys.readouterr().out.strip() == health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+
+
+def test_it_asks_for_one_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the name that Health knows a model by; a model that nobody has announced is no health."""
+    with health_server(NOT_SERVING, services={model_service("demo"): SERVING}) as port:
+        monkeypatch.setenv("HERD_GATEWAY_PORT", str(port))
+        assert probe.main(["demo"]) == 0
+        assert probe.main(["other"]) == 1
+        assert probe.main([]) == 1
+    assert probe.main(["demo", "other"]) == 2
+    told = capsys.readouterr()
+    assert told.out.splitlines() == ["SERVING", "NOT_SERVING"]
+    assert "NOT_FOUND" in told.err
+    assert "usage" in told.err
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost"])

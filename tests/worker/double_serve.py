@@ -1,11 +1,14 @@
 """The engine process with the engine double: `python -m tests.worker.double_serve`, in place of worker.serve.
 
 DOUBLE_STEP_S is its pace; DOUBLE_LOAD is "crash" for a process that dies while loading, "unfit" for a bad folder.
+DOUBLE_PROBE_HANGS is a file: the first process to probe its device writes its pid there and hangs, as the device would.
 """
 
 import os
 import sys
+import threading
 import time
+from pathlib import Path
 
 from contract.bundle import (
     Architecture,
@@ -51,7 +54,15 @@ def load_double(settings: WorkerSettings, progress: Progress) -> Served:
         raise ValueError(f"{settings.model_path} holds no model")
     step_s = float(os.environ.get("DOUBLE_STEP_S", "0.002"))
     progress.device, progress.quantization, progress.loaded_permille = "double", "fp16", 1000
-    return Served(double_bundle(), EngineDouble(pace=lambda: time.sleep(step_s)))
+    return Served(double_bundle(), EngineDouble(pace=lambda: time.sleep(step_s), on_probe=hang_once))
+
+
+def hang_once() -> None:
+    """Hang for ever, if nobody has."""
+    mark = os.environ.get("DOUBLE_PROBE_HANGS", "")
+    if mark and not os.path.exists(mark):
+        Path(mark).write_text(str(os.getpid()))
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

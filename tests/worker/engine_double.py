@@ -71,16 +71,20 @@ class Gate:
 class EngineDouble:
     """Implements worker.engine_thread.SteppingEngine.
 
-    Every step first calls `pace`: a test decides there when, and whether, a step is made.
+    Every step first calls `pace`: a test decides there when, and whether, a step is made. So does a probe `on_probe`.
     """
 
-    def __init__(self, pace: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, pace: Callable[[], object] = lambda: None, on_probe: Callable[[], object] = lambda: None
+    ) -> None:
         self.pace = pace
+        self.on_probe = on_probe
         self._requests: dict[str, GenerationRequest] = {}
         self._outputs: dict[str, list[int]] = {}
         self._cancelled: set[str] = set()
         self._held: set[str] = set()
         self.num_steps = 0
+        self.num_probes = 0
         self.num_steps_at_cancel = 0
 
     @property
@@ -128,6 +132,11 @@ class EngineDouble:
     def check(self) -> None:
         """As the engine does."""
         assert self._cancelled <= set(self._requests)
+
+    def probe(self) -> None:
+        """Calls `on_probe`: a test decides there what the device does."""
+        self.num_probes += 1
+        self.on_probe()
 
     def step(self) -> list[StepEvent]:
         """One token for each generation that is due."""

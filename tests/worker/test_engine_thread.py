@@ -142,6 +142,54 @@ async def test_a_held_generation_makes_no_step_and_goes_on_later(progress: Progr
     assert ids_of(events, "a") == expected_ids([1], 6)
 
 
+async def test_an_idle_device_is_probed_again_and_again(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First of all, and whenever it was not used for a while; each time the supervisor can see when that was."""
+    monkeypatch.setattr("worker.engine_thread.PROBE_AFTER_S", 0.02)
+    engine = EngineDouble()
+    assert progress.device_ms == 0
+    async with running(EngineThread(engine, progress)):
+        await until(lambda: engine.num_probes >= 1 and progress.device_ms > 0)
+        first_ms = progress.device_ms
+        await until(lambda: engine.num_probes >= 5)
+        assert progress.device_ms > first_ms
+        assert engine.num_steps == 0
+
+
+async def test_a_device_in_use_is_not_probed(progress: Progress) -> None:
+    """A step says the same, and costs nothing more."""
+    engine = EngineDouble()
+    thread = EngineThread(engine, progress)
+    async with running(thread) as events:
+        await until(lambda: engine.num_probes == 1)
+        used_ms = progress.device_ms
+        thread.add(request("a", [1], 1_000_000))
+        await until(lambda: len(events) > 100 and progress.device_ms > used_ms)
+        assert engine.num_probes == 1
+
+
+async def test_a_probe_that_hangs_shows_as_work_that_stands_still(progress: Progress) -> None:
+    """So the supervisor ends it as it ends a step that hangs."""
+    hanging = threading.Semaphore(0)
+    engine = EngineDouble(on_probe=lambda: bool(hanging.acquire()))
+    async with running(EngineThread(engine, progress)):
+        await until(lambda: engine.num_probes == 1)
+        assert (progress.has_work, progress.device_ms) == (1, 0)
+        hanging.release()
+        await until(lambda: progress.has_work == 0)
+        assert progress.device_ms > 0
+
+
+async def test_a_probe_that_fails_ends_the_thread(progress: Progress) -> None:
+    """A lost device does not come back within the process."""
+
+    def fail() -> None:
+        raise RuntimeError("the device is lost")
+
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        await EngineThread(EngineDouble(on_probe=fail), progress).run(lambda _: None)
+    assert progress.has_work == 0
+
+
 async def test_counters_tell_the_supervisor_what_the_thread_does(progress: Progress) -> None:
     """Steps are counted, and work is shown while there is some."""
     engine = EngineDouble()

@@ -89,6 +89,29 @@ async def test_a_stuck_engine_process_is_killed_and_replaced(broker: Broker, red
     assert logged.ending.reason is EndReason.POISON
 
 
+async def test_an_idle_engine_process_whose_device_hangs_is_replaced(
+    broker: Broker, redis_url: str, tmp_path: Path
+) -> None:
+    """Its probe shows it, before any request meets it; until then the beat says that nothing was computed."""
+    mark = tmp_path / "hangs"
+    variables = {"HERD_WORKER_STUCK_AFTER_S": "0.5", "DOUBLE_PROBE_HANGS": str(mark)}
+    with worker_process(redis_url, tmp_path / "log", **variables) as worker:
+        await until(lambda: mark.exists() and mark.read_text() != "")
+
+        async def is_replaced() -> bool:
+            beat = await beat_of(broker, worker.pid)
+            if beat is None:
+                return False  # between the two
+            if beat.fields["pid"] == mark.read_text():
+                assert beat.fields["device_age_ms"] == ""
+                return False
+            return beat.fields["device_age_ms"].isdecimal()
+
+        await until(is_replaced)
+        generation_id = await submit(broker, make_job([1], 5))
+        assert (await finished(broker, generation_id)).ids == expected_ids([1], 5)
+
+
 async def test_a_job_that_kills_its_workers_is_set_aside(broker: Broker, redis_url: str, tmp_path: Path) -> None:
     """It ends as POISON after the cap; jobs that were in the same worker finish, token for token."""
     with worker_process(redis_url, tmp_path / "log", DOUBLE_STEP_S="0.005") as worker:

@@ -57,6 +57,10 @@ class ForwardModel(Protocol):
         """V: columns of the logits."""
         ...
 
+    def probe(self) -> None:
+        """Compute something tiny on the device and wait for it; raises if the device is lost."""
+        ...
+
     def forward(self, slices: Sequence[SequenceSlice]) -> torch.Tensor:
         """Run the slices, write their keys and values, and return the logits that are wanted.
 

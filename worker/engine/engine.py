@@ -103,6 +103,10 @@ class Engine:
             events += self._advance(slice_, outcome)
         return events
 
+    def probe(self) -> None:
+        """Make sure that the device still computes. For an idle engine: a step says the same. Raises if it is lost."""
+        self._model.probe()
+
     @property
     def has_work(self) -> bool:
         """Whether `step` would do something now: a token to compute, or a generation to close."""

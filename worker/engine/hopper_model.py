@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig
+from worker.engine.device_probe import probe_device
 from worker.engine.hopper_decode import MAX_BATCH, DecodeGraphs
 from worker.engine.hopper_prefill import MAX_QUANTIZED_ROWS, Prefill
 from worker.engine.hopper_weights import HopperWeights
@@ -67,6 +68,10 @@ class HopperModel:
             return (
                 logits if rows == list(range(len(logits))) else logits[torch.tensor(rows, device=self._device).long()]
             )
+
+    def probe(self) -> None:
+        """Compute something tiny on the device; see probe_device."""
+        probe_device(self._device)
 
     def _run_prefill_once(self) -> None:
         """Load what prefill needs, by a step of enough tokens to take every path. Nobody reads what it writes."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from worker.engine.attention import Attention, plan_step
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig
+from worker.engine.device_probe import probe_device
 from worker.engine.kv_tensors import KVTensors
 from worker.engine.linear import Linear
 
@@ -77,6 +78,10 @@ class LlamaModel:
         if not plan.logit_rows.numel():
             return x.new_empty(0, self.vocab_size)
         return self._weights.lm_head(_rms_norm(x[plan.logit_rows], self._weights.final_norm, eps)).float()
+
+    def probe(self) -> None:
+        """Compute something tiny on the device; see probe_device."""
+        probe_device(self._device)
 
     def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, (H + 2 kv heads) * D] to queries [T, H, D], keys and values [T, kv heads, D]."""
