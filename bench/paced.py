@@ -113,6 +113,9 @@ class PacedEngine:
         """As the engine does."""
         assert self._held <= self._running.keys()
 
+    def probe(self) -> None:
+        """There is no device to lose."""
+
     @property
     def has_work(self) -> bool:
         """As the engine does."""
