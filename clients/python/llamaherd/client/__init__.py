@@ -1,0 +1,80 @@
+"""The llamaherd client: generations as unbroken streams, for threads and for asyncio.
+
+- `spec.py`        arguments to a GenerationSpec
+- `calls.py`       each method as the call it makes
+- `methods.py`     the methods, bound to both clients
+- `resume.py`      one generation over many calls: what was read, what to ask for next
+- `tries.py`       whether, when and where to try again
+- `connection.py`  addresses, TLS, key, the settings of a connection
+- `deltas.py`      what a stream's user sees
+- `errors.py`      every way a call can fail
+- `sync.py`, `aio.py`  the I/O, and nothing else
+"""
+
+from llamaherd.client.aio import AsyncClient, AsyncStream
+from llamaherd.client.connection import Tls
+from llamaherd.client.deltas import Delta
+from llamaherd.client.errors import (
+    BrokerDown,
+    Cancelled,
+    ConnectionBroken,
+    DataLoss,
+    DeadlineExceeded,
+    Draining,
+    FieldViolation,
+    GenerationFailed,
+    HerdError,
+    InternalError,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    NoWorker,
+    OffsetTrimmed,
+    Overloaded,
+    PoisonJob,
+    QuotaExceeded,
+    RequestIdReused,
+    Unavailable,
+    Unimplemented,
+    UnknownGeneration,
+    UnknownModel,
+)
+from llamaherd.client.spec import Input, Knobs, assistant, system, user
+from llamaherd.client.sync import Client, Stream
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "BrokerDown",
+    "Cancelled",
+    "Client",
+    "ConnectionBroken",
+    "DataLoss",
+    "DeadlineExceeded",
+    "Delta",
+    "Draining",
+    "FieldViolation",
+    "GenerationFailed",
+    "HerdError",
+    "Input",
+    "InternalError",
+    "InvalidRequest",
+    "Knobs",
+    "NoWorker",
+    "NotAllowed",
+    "NotFound",
+    "OffsetTrimmed",
+    "Overloaded",
+    "PoisonJob",
+    "QuotaExceeded",
+    "RequestIdReused",
+    "Stream",
+    "Tls",
+    "Unavailable",
+    "Unimplemented",
+    "UnknownGeneration",
+    "UnknownModel",
+    "assistant",
+    "system",
+    "user",
+]

@@ -1,0 +1,98 @@
+"""What to generate: from Python arguments to a GenerationSpec."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from llamaherd.v1 import common_pb2
+
+Input = str | Sequence[common_pb2.ChatMessage] | Sequence[int] | common_pb2.GenerationSpec
+"""Plain text to continue; a conversation, made of `system`, `user` and `assistant`; token ids; or a whole spec."""
+
+
+class Knobs(TypedDict, total=False):
+    """Everything a generation can be told; what is left out is the model's default.
+
+    Bounds and defaults stand in `protos/llamaherd/v1/common.proto`, under the same names; the gateway checks them.
+    """
+
+    model: str  # may be left out where one model is served
+    priority: common_pb2.Priority
+    resume_window_ms: int  # how long the generation goes on without a reader; default: 30,000
+    allow_format_tags: bool  # of a conversation
+
+    temperature: float  # 0 is greedy
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int
+    n: int  # choices
+
+    max_new_tokens: int
+    max_total_tokens: int
+    max_time_ms: int
+    min_new_tokens: int
+    stop_strings: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+
+    logprobs: bool
+    top_logprobs: int
+    echo: bool
+    prompt_logprobs: bool
+
+
+def system(content: str) -> common_pb2.ChatMessage:
+    """Instructions for the whole conversation; only as its first message."""
+    return common_pb2.ChatMessage(role=common_pb2.ROLE_SYSTEM, content=content)
+
+
+def user(content: str) -> common_pb2.ChatMessage:
+    """What the user says."""
+    return common_pb2.ChatMessage(role=common_pb2.ROLE_USER, content=content)
+
+
+def assistant(content: str) -> common_pb2.ChatMessage:
+    """What the model has said."""
+    return common_pb2.ChatMessage(role=common_pb2.ROLE_ASSISTANT, content=content)
+
+
+def build_spec(prompt: Input, knobs: Knobs) -> common_pb2.GenerationSpec:
+    """The spec; knobs given beside a whole spec go before its own. Raises TypeError for a knob that there is not."""
+    spec = common_pb2.GenerationSpec()
+    _set_input(spec, prompt)
+    for name, value in knobs.items():
+        if name not in Knobs.__annotations__:
+            raise TypeError(f"no such argument: {name!r}")
+        _set_knob(spec, name, value)
+    return spec
+
+
+def _set_input(spec: common_pb2.GenerationSpec, prompt: Input) -> None:
+    if isinstance(prompt, common_pb2.GenerationSpec):
+        spec.CopyFrom(prompt)
+    elif isinstance(prompt, str):
+        spec.prompt = prompt
+    elif prompt and isinstance(prompt[0], int):
+        spec.token_ids.ids.extend(each for each in prompt if isinstance(each, int))
+    else:
+        spec.chat.messages.extend(each for each in prompt if isinstance(each, common_pb2.ChatMessage))
+
+
+def _set_knob(spec: common_pb2.GenerationSpec, name: str, value: object) -> None:
+    """Set the field of this name, wherever in the spec it is."""
+    holders = (spec, spec.chat, spec.sampling, spec.stopping, spec.output)
+    holder = next(holder for holder in holders if name in holder.DESCRIPTOR.fields_by_name)
+    current = getattr(holder, name)
+    if isinstance(value, Mapping):
+        current.clear()
+        current.update(value)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        del current[:]
+        current.extend(value)
+    else:
+        setattr(holder, name, value)
