@@ -8,7 +8,7 @@ import enum
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from llamaherd.v1 import common_pb2, generation_pb2
@@ -38,6 +38,13 @@ class JobSampling:
     top_k: int
     top_p: float
     seed: int
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias), by id
+    n: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +54,19 @@ class JobStopping:
     max_new_tokens: int
     max_time_ms: int
     stop_strings: tuple[str, ...] = ()
+    min_new_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One generation as a worker needs it. The prompt is already token ids."""
+    """One generation as a worker needs it. The prompt is already token ids.
+
+    Attributes:
+        echo: each choice begins with the prompt's tokens; the log then begins with `num_echoed` of them.
+        prompt_logprobs: the echoed tokens come with log-probabilities.
+    """
 
     generation_id: str
     model: str
@@ -62,10 +77,28 @@ class Job:
     strip_leading_space: bool
     logprobs: bool = False
     trace_context: Mapping[str, str] = field(default_factory=dict)
+    top_logprobs: int = 0
+    echo: bool = False
+    prompt_logprobs: bool = False
+
+    @property
+    def num_choices(self) -> int:
+        """Answers to the one prompt."""
+        return self.sampling.n
+
+    @property
+    def num_echoed(self) -> int:
+        """Tokens at the head of a whole log that are the prompt's: the prompt once for each choice, in order."""
+        return len(self.prompt_ids) * self.num_choices if self.echo else 0
+
+    def num_output(self, num_logged: int) -> int:
+        """How many of the log's tokens were generated; a log that ended early may lack a part of the echo."""
+        return max(0, num_logged - self.num_echoed)
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: sorted keys, no spaces."""
-        return json.dumps({"v": VERSION, **asdict(self)}, sort_keys=True, separators=(",", ":")).encode()
+        """Canonical JSON: sorted keys, no spaces; what was added to the first version is left out while it is off."""
+        parts = {"sampling": _present(self.sampling), "stopping": _present(self.stopping)}
+        return json.dumps({"v": VERSION, **_present(self), **parts}, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
@@ -74,24 +107,30 @@ class Job:
             raw: dict[str, Any] = json.loads(body)
             if raw["v"] != VERSION:
                 raise MalformedMessage(f"job version {raw['v']}; this process reads {VERSION}")
-            stopping = raw["stopping"]
-            return cls(
-                generation_id=raw["generation_id"],
-                model=raw["model"],
-                job_class=raw["job_class"],
-                prompt_ids=tuple(raw["prompt_ids"]),
-                sampling=JobSampling(**{k: raw["sampling"][k] for k in JobSampling.__slots__}),
-                stopping=JobStopping(
-                    max_new_tokens=stopping["max_new_tokens"],
-                    max_time_ms=stopping["max_time_ms"],
-                    stop_strings=tuple(stopping["stop_strings"]),
-                ),
-                strip_leading_space=raw["strip_leading_space"],
-                logprobs=raw.get("logprobs", False),
-                trace_context=dict(raw.get("trace_context", {})),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            raw["sampling"] = JobSampling(**_known(JobSampling, raw["sampling"]))
+            raw["stopping"] = JobStopping(**_known(JobStopping, raw["stopping"]))
+            return cls(**_known(cls, raw))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise MalformedMessage(f"not a job: {error}") from error
+
+
+_FIRST_VERSION = ("logprobs", "trace_context", "stop_strings")  # fields with a default that are always written
+
+
+def _present(record: Job | JobSampling | JobStopping) -> dict[str, Any]:
+    """The fields that say something."""
+    pairs = ((each, getattr(record, each.name)) for each in fields(record))
+    return {each.name: value for each, value in pairs if each.name in _FIRST_VERSION or value != each.default}
+
+
+def _known(kind: type[Job | JobSampling | JobStopping], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that this version knows; JSON's lists as the tuples that they were."""
+    names = {each.name for each in fields(kind)}
+    return {name: _frozen(value) for name, value in raw.items() if name in names}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +161,15 @@ def decode_choice_ends(body: bytes) -> tuple[ChoiceEnd, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """One of the likeliest tokens at a token's place; `text` is its own, by itself."""
+
+    token_id: int
+    logprob: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoggedToken:
     """One token as the log holds it. `position` counts over all choices."""
 
@@ -131,6 +179,7 @@ class LoggedToken:
     token_id: int
     text: str
     logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()  # likeliest first
 
 
 CHAIN_START = 0
@@ -161,6 +210,8 @@ def encode_tokens(tokens: Sequence[LoggedToken], chain: int) -> tuple[bytes, int
         )
         if token.logprob is not None:
             encoded.logprob = token.logprob
+        for each in token.alternatives:
+            encoded.top_logprobs.add(id=each.token_id, logprob=each.logprob, text=each.text)
     return response.SerializeToString(), chain
 
 

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from contract.messages import CHAIN_START, AttemptMark, ChoiceEnd, Ending, LogEntry, TokenRow, decode_tokens
+from contract.messages import CHAIN_START, AttemptMark, ChoiceEnd, Ending, Job, LogEntry, TokenRow, decode_tokens
 from llamaherd.v1 import common_pb2, generation_pb2
 from service import events
 
@@ -41,18 +41,22 @@ class Place:
 class Cursor:
     """Takes entries in any order; gives out each token, mark and end once, in the order of the log.
 
-    Invariant: `_chains[i]` is the chain before position i, for every position taken; so there is one more of them.
+    Invariant: `_chains[i]` is the chain before position i, for every position taken; so there is one more of them
+    than of `_choices`, which has the choice of the token at each.
 
     Attributes:
+        job: what is generated; to be known before the end is taken.
         attempt: the highest attempt told.
         ending: how the generation ended; then nothing more comes.
     """
 
-    def __init__(self, prompt_tokens: int) -> None:
-        self.prompt_tokens = prompt_tokens
+    def __init__(self, job: Job | None) -> None:
+        """Args: job: None if it is set later."""
+        self.job = job
         self.attempt = 0
         self.ending: Ending | None = None
         self._chains = array("I", [CHAIN_START])
+        self._choices = bytearray()
         self._told_choices: set[int] = set()
 
     @property
@@ -73,6 +77,7 @@ class Cursor:
     def go_back(self, place: Place) -> None:
         """Forget what was taken after `place`."""
         del self._chains[place.position + 1 :]
+        del self._choices[place.position :]
         self.attempt = place.attempt
         self._told_choices = set(place.told_choices)
         self.ending = None
@@ -107,6 +112,7 @@ class Cursor:
         pieces = [Piece(row.body if old == 0 else _encode(new), is_tokens=True)] if new else []
         pieces += self._tell(row.choice_ends)
         self._chains.extend(token.chain for token in new)
+        self._choices.extend(token.choice for token in new)
         return pieces
 
     def _take_mark(self, mark: AttemptMark) -> list[Piece]:
@@ -126,9 +132,11 @@ class Cursor:
             raise Disagreement
         if ending.attempts > self.attempt:
             raise MissingMark
-        pieces = self._tell(events.ends_of(ending, self._told_choices))
+        assert self.job is not None, "the end came before the job"
+        counts = [self._choices.count(choice) for choice in range(self.job.num_choices)]
+        pieces = self._tell(events.ends_of(ending, counts, self._told_choices))
         if events.is_ok(ending):
-            pieces.append(Piece(events.completed(ending, self.prompt_tokens), is_tokens=False))
+            pieces.append(Piece(events.completed(ending, self.job), is_tokens=False))
         self.ending = ending
         return pieces
 

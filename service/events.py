@@ -3,13 +3,11 @@
 Only token messages may be joined by concatenation; every other event is a message of its own.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from contract.errors import DeadlinePassed, GenerationFailed, PoisonJob, ServeError
 from contract.messages import AttemptMark, ChoiceEnd, Ending, EndReason, Job, MalformedMessage, Times
 from llamaherd.v1 import common_pb2, generation_pb2
-
-NUM_CHOICES = 1  # until requests may ask for more
 
 _Response = generation_pb2.GenerateResponse
 
@@ -40,11 +38,11 @@ def choice_finished(end: ChoiceEnd) -> bytes:
     return _Response(choice_finished=finish_of(end)).SerializeToString()
 
 
-def completed(ending: Ending, prompt_tokens: int) -> bytes:
+def completed(ending: Ending, job: Job) -> bytes:
     """Last."""
     return _Response(
         completed=common_pb2.Completed(
-            usage=usage_of(ending, prompt_tokens), timings=timings_of(ending.times), attempts=ending.attempts
+            usage=usage_of(ending, job), timings=timings_of(ending.times), attempts=ending.attempts
         )
     ).SerializeToString()
 
@@ -62,9 +60,9 @@ def finish_of(end: ChoiceEnd) -> common_pb2.ChoiceFinished:
     )
 
 
-def usage_of(ending: Ending, prompt_tokens: int) -> common_pb2.Usage:
+def usage_of(ending: Ending, job: Job) -> common_pb2.Usage:
     """The counts of a finished generation."""
-    return common_pb2.Usage(prompt_tokens=prompt_tokens, output_tokens=ending.num_tokens)
+    return common_pb2.Usage(prompt_tokens=len(job.prompt_ids), output_tokens=job.num_output(ending.num_tokens))
 
 
 def timings_of(times: Times) -> common_pb2.Timings:
@@ -78,28 +76,33 @@ def timings_of(times: Times) -> common_pb2.Timings:
 
 
 def settings_of(job: Job) -> common_pb2.Settings:
-    """What a job really uses: the smaller bound where two bound the same, and off where this version serves no knob."""
+    """What a job really uses: the smaller bound where two bound the same."""
     sampling = common_pb2.Sampling(
         temperature=job.sampling.temperature,
         top_k=job.sampling.top_k,
         top_p=job.sampling.top_p,
+        min_p=job.sampling.min_p,
+        typical_p=job.sampling.typical_p,
+        repetition_penalty=job.sampling.repetition_penalty,
+        frequency_penalty=job.sampling.frequency_penalty,
+        presence_penalty=job.sampling.presence_penalty,
+        logit_bias=dict(job.sampling.logit_bias),
         seed=job.sampling.seed,
-        min_p=0,
-        typical_p=1,
-        repetition_penalty=1,
-        frequency_penalty=0,
-        presence_penalty=0,
-        n=NUM_CHOICES,
+        n=job.sampling.n,
     )
     stopping = common_pb2.Stopping(
         max_new_tokens=job.stopping.max_new_tokens,
         max_total_tokens=len(job.prompt_ids) + job.stopping.max_new_tokens,
         max_time_ms=job.stopping.max_time_ms,
-        min_new_tokens=0,
+        min_new_tokens=job.stopping.min_new_tokens,
         stop_strings=job.stopping.stop_strings,
-        ignore_eos=False,
+        stop_token_ids=job.stopping.stop_token_ids,
+        ignore_eos=job.stopping.ignore_eos,
     )
-    return common_pb2.Settings(model=job.model, sampling=sampling, stopping=stopping)
+    output = common_pb2.OutputOptions(
+        logprobs=job.logprobs, top_logprobs=job.top_logprobs, echo=job.echo, prompt_logprobs=job.prompt_logprobs
+    )
+    return common_pb2.Settings(model=job.model, sampling=sampling, stopping=stopping, output=output)
 
 
 def is_ok(ending: Ending) -> bool:
@@ -107,14 +110,19 @@ def is_ok(ending: Ending) -> bool:
     return ending.reason in (EndReason.DONE, EndReason.CANCELLED)
 
 
-def ends_of(ending: Ending, told_choices: Collection[int] = ()) -> list[ChoiceEnd]:
-    """How the choices ended that no earlier row has told; a cancel from outside ends those that were running."""
+def ends_of(ending: Ending, num_tokens: Sequence[int], told_choices: Collection[int] = ()) -> list[ChoiceEnd]:
+    """How the choices ended that no earlier row has told; a cancel from outside ends those that were running.
+
+    Args:
+        num_tokens: of each choice.
+        told_choices: whose ends have been told.
+    """
     ends = [end for end in ending.choice_ends if end.choice not in told_choices]
     if ending.reason is EndReason.CANCELLED:
         told = {end.choice for end in ending.choice_ends} | set(told_choices)
         ends += [
-            ChoiceEnd(choice, EndReason.CANCELLED.value, ending.num_tokens)
-            for choice in range(NUM_CHOICES)
+            ChoiceEnd(choice, EndReason.CANCELLED.value, count)
+            for choice, count in enumerate(num_tokens)
             if choice not in told
         ]
     return ends

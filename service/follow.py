@@ -67,13 +67,22 @@ class Follower:
     """Starts generations, or attaches to those that stand, and follows them."""
 
     def __init__(
-        self, broker: Broker, models: Models, relay: Relay, submitter: Submitter, admission: Admission
+        self,
+        broker: Broker,
+        models: Models,
+        relay: Relay,
+        submitter: Submitter,
+        admission: Admission,
+        *,
+        max_log_bytes: int,
     ) -> None:
+        """Args: max_log_bytes: see `validate`."""
         self._broker = broker
         self._models = models
         self._relay = relay
         self._submitter = submitter
         self._admission = admission
+        self._max_log_bytes = max_log_bytes
 
     @asynccontextmanager
     async def follow(self, call: Call) -> AsyncIterator[Followed]:
@@ -84,8 +93,8 @@ class Follower:
         with self._admission.enter():
             generation_id = self._submitter.generation_id(call)
             structlog.contextvars.bind_contextvars(generation_id=generation_id)
-            job = await validate(call, generation_id, self._models)
-            with self._relay.open(generation_id, call.caller, len(job.prompt_ids)) as stream:
+            job = await validate(call, generation_id, self._models, max_log_bytes=self._max_log_bytes)
+            with self._relay.open(generation_id, call.caller, job) as stream:
                 submitted = await self._submitter.submit(call, job, stream)
                 if submitted.attached:
                     job = await self._job_that_stands(call, job)

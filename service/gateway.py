@@ -142,7 +142,14 @@ class Gateway:
             id_key=self._settings.id_key,
             max_waiting=self._settings.max_waiting,
         )
-        follower = Follower(self._broker, self._models, self._relay, submitter, self._admission)
+        follower = Follower(
+            self._broker,
+            self._models,
+            self._relay,
+            submitter,
+            self._admission,
+            max_log_bytes=self._settings.max_log_bytes,
+        )
         handlers = GenerationServicer(self._broker, follower).handlers
         server.add_generic_rpc_handlers([method_handlers(GENERATION, handlers)])
         server.add_generic_rpc_handlers([method_handlers(MODEL, ModelServicer(self._models).handlers)])

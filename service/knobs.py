@@ -1,13 +1,12 @@
 """Sampling, stopping and output options of a request: bounds checked, the model's defaults filled in.
 
-The bounds are those that the .proto files state. A knob of the API that this version does not serve is refused unless
-it stands at the value that turns it off.
+The bounds are those that the .proto files state.
 """
 
 import secrets
 
 from contract.bundle import ModelBundle
-from contract.messages import JobSampling, JobStopping
+from contract.messages import Job, JobSampling, JobStopping
 from llamaherd.v1 import common_pb2
 from service.violations import Violations
 
@@ -20,28 +19,44 @@ MAX_STOP_STRING_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
 DEFAULT_MAX_TIME_MS = 3_600_000
 DEFAULT_MAX_NEW_TOKENS = 1024
+TOKEN_LOG_BYTES = 64  # of a token in the log with all that belongs to it, roughly
+ALTERNATIVE_LOG_BYTES = 32  # of each of its top_logprobs
+
+_SAMPLING_RANGES = (  # name, low, high, whether the low end is excluded
+    ("temperature", 0, MAX_TEMPERATURE, False),
+    ("top_p", 0, 1, True),
+    ("min_p", 0, 1, False),
+    ("typical_p", 0, 1, True),
+    ("repetition_penalty", 0, 100, True),
+    ("frequency_penalty", -100, 100, False),
+    ("presence_penalty", -100, 100, False),
+    ("n", 1, MAX_CHOICES, False),
+)
 
 
 def resolve_sampling(sampling: common_pb2.Sampling, bundle: ModelBundle, violations: Violations) -> JobSampling:
     """How tokens are drawn; only meaningful if no violation was added."""
     path = "spec.sampling"
-    if sampling.HasField("temperature"):
-        violations.check_range(f"{path}.temperature", sampling.temperature, 0, MAX_TEMPERATURE)
+    for name, low, high, over_low in _SAMPLING_RANGES:
+        if sampling.HasField(name):
+            violations.check_range(f"{path}.{name}", getattr(sampling, name), low, high, over_low=over_low)
     if sampling.HasField("top_k"):
         violations.check_range(f"{path}.top_k", sampling.top_k, 0, bundle.vocab_size)
-    if sampling.HasField("top_p"):
-        violations.check_range(f"{path}.top_p", sampling.top_p, 0, 1, over_low=True)
-    _refuse_sampling(sampling, bundle, violations)
-    defaults = bundle.defaults
-    temperature = 1.0 if defaults.temperature is None else defaults.temperature
-    if defaults.do_sample is False:
-        temperature = 0.0
-    top_k = min(defaults.top_k or 0, bundle.vocab_size)
+    _check_logit_bias(sampling, bundle, violations)
+    used = _default_sampling(bundle)  # a message, so that defaults have the precision of what is echoed
+    used.MergeFrom(sampling)
     return JobSampling(
-        temperature=sampling.temperature if sampling.HasField("temperature") else temperature,
-        top_k=sampling.top_k if sampling.HasField("top_k") else top_k,
-        top_p=sampling.top_p if sampling.HasField("top_p") else defaults.top_p or 1.0,
-        seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
+        temperature=used.temperature,
+        top_k=used.top_k,
+        top_p=used.top_p,
+        seed=used.seed if used.HasField("seed") else secrets.randbits(64),
+        min_p=used.min_p,
+        typical_p=used.typical_p,
+        repetition_penalty=used.repetition_penalty,
+        frequency_penalty=used.frequency_penalty,
+        presence_penalty=used.presence_penalty,
+        logit_bias=tuple(sorted(used.logit_bias.items())),
+        n=used.n,
     )
 
 
@@ -61,7 +76,10 @@ def check_stopping(stopping: common_pb2.Stopping, bundle: ModelBundle, violation
             violations.add(f"{path}.stop_strings[{index}]", "is empty")
         elif (size := len(text.encode())) > MAX_STOP_STRING_BYTES:
             violations.add(f"{path}.stop_strings[{index}]", f"has {size} bytes; at most {MAX_STOP_STRING_BYTES}")
-    _refuse_stopping(stopping, bundle, violations)
+    if len(stopping.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        violations.add(f"{path}.stop_token_ids", f"has {len(stopping.stop_token_ids)}; at most {MAX_STOP_TOKEN_IDS}")
+    if (highest := max(stopping.stop_token_ids, default=0)) >= bundle.vocab_size:
+        violations.add(f"{path}.stop_token_ids", f"has {highest}; ids are 0 to {bundle.vocab_size - 1}")
 
 
 def check_fit(stopping: common_pb2.Stopping, num_prompt: int, bundle: ModelBundle, violations: Violations) -> None:
@@ -73,29 +91,53 @@ def check_fit(stopping: common_pb2.Stopping, num_prompt: int, bundle: ModelBundl
     if stopping.max_new_tokens <= context < num_prompt + stopping.max_new_tokens:
         text = f"is {stopping.max_new_tokens}; the prompt has {num_prompt} tokens and the context {context}"
         violations.add(f"{path}.max_new_tokens", text)
+    if stopping.min_new_tokens > max(0, most := _max_new_tokens(stopping, num_prompt, bundle)):
+        text = f"is {stopping.min_new_tokens}; max_new_tokens comes to {most} after {num_prompt} of the prompt"
+        violations.add(f"{path}.min_new_tokens", text)
 
 
 def resolve_stopping(stopping: common_pb2.Stopping, num_prompt: int, bundle: ModelBundle) -> JobStopping:
     """When the generation ends, given a request that passed the checks."""
-    wanted = (
-        stopping.max_new_tokens if stopping.HasField("max_new_tokens") else _default_max_new_tokens(num_prompt, bundle)
-    )
-    total = stopping.max_total_tokens if stopping.HasField("max_total_tokens") else bundle.context_length
     return JobStopping(
-        max_new_tokens=min(wanted, total - num_prompt),
+        max_new_tokens=_max_new_tokens(stopping, num_prompt, bundle),
         max_time_ms=stopping.max_time_ms if stopping.HasField("max_time_ms") else DEFAULT_MAX_TIME_MS,
         stop_strings=tuple(stopping.stop_strings),
+        min_new_tokens=stopping.min_new_tokens,
+        stop_token_ids=tuple(stopping.stop_token_ids),
+        ignore_eos=stopping.ignore_eos,
     )
 
 
 def check_output(output: common_pb2.OutputOptions, violations: Violations) -> None:
-    """The options that are served now: logprobs of the chosen tokens."""
+    """What comes back beyond text."""
     path = "spec.output"
-    if output.top_logprobs and violations.check_range(f"{path}.top_logprobs", output.top_logprobs, 0, MAX_TOP_LOGPROBS):
-        violations.refuse(f"{path}.top_logprobs")
-    for name in ("echo", "prompt_logprobs"):
-        if getattr(output, name):
-            violations.refuse(f"{path}.{name}")
+    violations.check_range(f"{path}.top_logprobs", output.top_logprobs, 0, MAX_TOP_LOGPROBS)
+    if output.prompt_logprobs and not output.echo:
+        violations.add(f"{path}.prompt_logprobs", "is set without echo: no token would carry them")
+
+
+def check_log_size(job: Job, max_log_bytes: int, violations: Violations) -> None:
+    """A log is never trimmed, so that its size is bounded before it begins."""
+    num_tokens, alternatives = job.num_choices * job.stopping.max_new_tokens, job.top_logprobs * ALTERNATIVE_LOG_BYTES
+    size = num_tokens * (TOKEN_LOG_BYTES + alternatives)
+    size += job.num_echoed * (TOKEN_LOG_BYTES + (alternatives if job.prompt_logprobs else 0))
+    if size <= max_log_bytes:
+        return
+    field = "spec.stopping.max_new_tokens"
+    if job.num_choices > 1:
+        field = "spec.sampling.n"
+    elif job.top_logprobs:
+        field = "spec.output.top_logprobs"
+    text = f"{job.num_choices} choices of {job.stopping.max_new_tokens} tokens, {job.top_logprobs} alternatives each"
+    violations.add(field, f"is too much: {text}, may take {size} bytes of log; at most {max_log_bytes}")
+
+
+def _max_new_tokens(stopping: common_pb2.Stopping, num_prompt: int, bundle: ModelBundle) -> int:
+    """The smaller of both bounds; below 1 where the prompt leaves nothing."""
+    has_bound = stopping.HasField("max_new_tokens")
+    wanted = stopping.max_new_tokens if has_bound else _default_max_new_tokens(num_prompt, bundle)
+    total = stopping.max_total_tokens if stopping.HasField("max_total_tokens") else bundle.context_length
+    return min(wanted, total - num_prompt)
 
 
 def _default_max_new_tokens(num_prompt: int, bundle: ModelBundle) -> int:
@@ -107,24 +149,20 @@ def _default_max_new_tokens(num_prompt: int, bundle: ModelBundle) -> int:
     return max(1, min(left, DEFAULT_MAX_NEW_TOKENS))
 
 
-def _refuse_sampling(sampling: common_pb2.Sampling, bundle: ModelBundle, violations: Violations) -> None:
-    path = "spec.sampling"
-    unserved = (  # name, off, low, high, whether the low end is excluded
-        ("min_p", 0.0, 0.0, 1.0, False),
-        ("typical_p", 1.0, 0.0, 1.0, True),
-        ("repetition_penalty", 1.0, 0.0, 100.0, True),
-        ("frequency_penalty", 0.0, -100.0, 100.0, False),
-        ("presence_penalty", 0.0, -100.0, 100.0, False),
-        ("n", 1, 1, MAX_CHOICES, False),
-    )
-    for name, off, low, high, over_low in unserved:
-        if not sampling.HasField(name):
-            continue
-        value = getattr(sampling, name)
-        if violations.check_range(f"{path}.{name}", value, low, high, over_low=over_low) and value != off:
-            violations.refuse(f"{path}.{name}")
-    if sampling.logit_bias:
-        _check_logit_bias(sampling, bundle, violations)
+def _default_sampling(bundle: ModelBundle) -> common_pb2.Sampling:
+    """What the model's generation_config.json asks for, and off where it says nothing."""
+    defaults = bundle.defaults
+    used = common_pb2.Sampling(
+        temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1, repetition_penalty=1, n=1,
+        frequency_penalty=0, presence_penalty=0,
+    )  # fmt: skip
+    for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"):
+        if (value := getattr(defaults, name)) is not None:
+            setattr(used, name, value)
+    used.top_k = min(defaults.top_k or 0, bundle.vocab_size)
+    if defaults.do_sample is False:
+        used.temperature = 0
+    return used
 
 
 def _check_logit_bias(sampling: common_pb2.Sampling, bundle: ModelBundle, violations: Violations) -> None:
@@ -135,20 +173,3 @@ def _check_logit_bias(sampling: common_pb2.Sampling, bundle: ModelBundle, violat
         if id_ >= bundle.vocab_size:
             violations.add(f"{path}[{id_}]", f"is no id of this model; ids are 0 to {bundle.vocab_size - 1}")
         violations.check_range(f"{path}[{id_}]", bias, -100, 100)
-    violations.refuse(path)
-
-
-def _refuse_stopping(stopping: common_pb2.Stopping, bundle: ModelBundle, violations: Violations) -> None:
-    path = "spec.stopping"
-    if stopping.min_new_tokens:
-        violations.refuse(f"{path}.min_new_tokens")
-    if stopping.ignore_eos:
-        violations.refuse(f"{path}.ignore_eos")
-    if stopping.stop_token_ids:
-        if len(stopping.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            violations.add(
-                f"{path}.stop_token_ids", f"has {len(stopping.stop_token_ids)}; at most {MAX_STOP_TOKEN_IDS}"
-            )
-        if (highest := max(stopping.stop_token_ids)) >= bundle.vocab_size:
-            violations.add(f"{path}.stop_token_ids", f"has {highest}; ids are 0 to {bundle.vocab_size - 1}")
-        violations.refuse(f"{path}.stop_token_ids")

@@ -213,7 +213,6 @@ class Models:
             raise NoWorker(name)
         model = await asyncio.to_thread(_parse, name, digest, payload)
         log.info("model loaded", model=name, bundle_digest=digest, context_length=model.bundle.context_length)
-        _warn_of_ignored_defaults(model)
         return model
 
     def _note_outage(self) -> None:
@@ -228,12 +227,3 @@ class Models:
 def _parse(name: str, digest: str, payload: bytes) -> ServedModel:
     bundle = ModelBundle.from_bytes(payload)
     return ServedModel(name, digest, bundle, PromptTokenizer(bundle))
-
-
-def _warn_of_ignored_defaults(model: ServedModel) -> None:
-    """The model's publisher asked for something that this version cannot do; requests then go without it."""
-    off = {"min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
-    defaults = model.bundle.defaults
-    ignored = {name: value for name in off if (value := getattr(defaults, name)) not in (None, off[name])}
-    if ignored:
-        log.warning("model defaults are not served", model=model.name, **ignored)

@@ -14,7 +14,7 @@ import structlog
 from contract import keys
 from contract.broker import GRACE_MS, Broker
 from contract.errors import BrokerDown
-from contract.messages import LogEntry, MalformedMessage
+from contract.messages import Job, LogEntry, MalformedMessage
 from service.backoff import Backoff, until_answered
 from service.leaver import Leaver
 from service.token_stream import TokenStream
@@ -47,12 +47,12 @@ class Relay:
         return generation_id in self._streams
 
     @contextmanager
-    def open(self, generation_id: str, caller: str, prompt_tokens: int) -> Iterator[TokenStream]:
+    def open(self, generation_id: str, caller: str, job: Job | None) -> Iterator[TokenStream]:
         """A stream that gets the generation's rows. Open it before the job is submitted, so that none is missed.
 
         Leaving the block, in whatever way, hands an unfinished generation without readers over to the leaver.
         """
-        stream = TokenStream(generation_id, caller, prompt_tokens, self._read_log, time.monotonic())
+        stream = TokenStream(generation_id, caller, job, self._read_log, time.monotonic())
         self._streams.setdefault(generation_id, []).append(stream)
         try:
             yield stream

@@ -49,7 +49,7 @@ class GenerationServicer:
                 if followed.num_tokens and not has_tokens:
                     has_tokens = True
                     spans.describe_first_token(time.monotonic() - started_s)
-            spans.describe_ending(followed.ending)
+            spans.describe_ending(followed.ending, followed.job)
 
     async def complete(
         self, request: generation_pb2.CompleteRequest, context: Context
@@ -66,12 +66,12 @@ class GenerationServicer:
                     if message.HasField("choice_finished"):
                         finishes.append(message.choice_finished)
             ending = followed.ending
-            spans.describe_ending(ending)
+            spans.describe_ending(ending, followed.job)
             return generation_pb2.CompleteResponse(
                 generation_id=followed.job.generation_id,
-                choices=choices_of(tokens, finishes),
+                choices=choices_of(followed.job.num_choices, tokens, finishes),
                 settings=events.settings_of(followed.job),
-                usage=events.usage_of(ending, len(followed.job.prompt_ids)),
+                usage=events.usage_of(ending, followed.job),
                 timings=events.timings_of(ending.times),
             )
 

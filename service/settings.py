@@ -29,6 +29,11 @@ class GatewaySettings(BaseSettings):
     )
     max_waiting: int = Field(default=1024, ge=1, description="generations of one model and class that may wait")
     max_streams: int = Field(default=4096, ge=1, description="generations this process may have readers of")
+    max_log_bytes: int = Field(
+        default=16 << 20,
+        ge=1 << 16,
+        description="largest token log of one generation, all choices and logprobs together",
+    )
     drain_timeout_s: float = Field(default=30.0, ge=0, description="how long running streams may go on after SIGTERM")
     dead_after_ms: int = Field(
         default=900, ge=300, description="a worker's heartbeat that stands still this long is a death"

@@ -41,24 +41,25 @@ def snapshot_of(
             case Ending():
                 ending = entry
     if ending is not None:
-        ends += events.ends_of(ending, {end.choice for end in ends})
+        counts = [sum(token.choice == choice for token in tokens) for choice in range(record.job.num_choices)]
+        ends += events.ends_of(ending, counts, {end.choice for end in ends})
         answer.attempts = ending.attempts
-        answer.usage.CopyFrom(events.usage_of(ending, len(record.job.prompt_ids)))
+        answer.usage.CopyFrom(events.usage_of(ending, record.job))
         answer.timings.CopyFrom(events.timings_of(ending.times))
         answer.state = generation_pb2.GENERATION_STATE_FINISHED
         if (error := events.error_of(ending, generation_id)) is not None:
             answer.state = generation_pb2.GENERATION_STATE_FAILED
             answer.error_reason = row_of(error).reason
-    answer.choices.extend(choices_of(tokens, [events.finish_of(end) for end in ends]))
+    answer.choices.extend(choices_of(record.job.num_choices, tokens, [events.finish_of(end) for end in ends]))
     return answer
 
 
 def choices_of(
-    tokens: Iterable[common_pb2.Token], finishes: Iterable[common_pb2.ChoiceFinished]
+    num_choices: int, tokens: Iterable[common_pb2.Token], finishes: Iterable[common_pb2.ChoiceFinished]
 ) -> list[generation_pb2.CompletedChoice]:
     """The choices by number, each with its text, its tokens and, if it has ended, its end."""
-    choices = [generation_pb2.CompletedChoice() for _ in range(events.NUM_CHOICES)]
-    texts = [""] * events.NUM_CHOICES
+    choices = [generation_pb2.CompletedChoice() for _ in range(num_choices)]
+    texts = [""] * num_choices
     for token in tokens:
         choices[token.choice].tokens.append(token)
         texts[token.choice] += token.text

@@ -41,12 +41,12 @@ def describe_first_token(after_s: float) -> None:
     trace.get_current_span().set_attribute(names.ATTR_TIME_TO_FIRST_CHUNK, after_s)
 
 
-def describe_ending(ending: Ending) -> None:
+def describe_ending(ending: Ending, job: Job) -> None:
     """What came out."""
     reasons = [end.reason for end in ending.choice_ends] or [ending.reason.value]
     trace.get_current_span().set_attributes(
         {
-            names.ATTR_OUTPUT_TOKENS: ending.num_tokens,
+            names.ATTR_OUTPUT_TOKENS: job.num_output(ending.num_tokens),
             names.ATTR_FINISH_REASONS: reasons,
             names.ATTR_ATTEMPT: ending.attempts,
         }

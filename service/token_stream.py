@@ -32,13 +32,13 @@ class TokenStream:
         submission: the call that makes this gateway a reader, once begun; whatever becomes of it, we have to leave.
     """
 
-    def __init__(self, generation_id: str, caller: str, prompt_tokens: int, read_log: ReadLog, now_s: float) -> None:
+    def __init__(self, generation_id: str, caller: str, job: Job | None, read_log: ReadLog, now_s: float) -> None:
         self.generation_id = generation_id
         self.caller = caller
         self.last_news_s = now_s
         self.deadline_ms = 0
         self.submission: asyncio.Future[Any] | None = None
-        self.cursor = Cursor(prompt_tokens)
+        self.cursor = Cursor(job)
         self._read_log = read_log
         self._sent = Place()
         self._buffer: list[Piece] = []
@@ -126,7 +126,7 @@ class TokenStream:
 
     def attach_to(self, job: Job) -> None:
         """The generation stood already, with this job; what it has so far is in its log."""
-        self.cursor.prompt_tokens = len(job.prompt_ids)
+        self.cursor.job = job
         self.request_fill()
 
     def restart(self) -> None:

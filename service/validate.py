@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from contract.messages import Job
 from contract.trace import inject_context
 from llamaherd.v1 import common_pb2
-from service.knobs import check_fit, check_output, check_stopping, resolve_sampling, resolve_stopping
+from service.knobs import (
+    check_fit,
+    check_log_size,
+    check_output,
+    check_stopping,
+    resolve_sampling,
+    resolve_stopping,
+)
 from service.models import Models
 from service.prompts import check_input, encode_input
 from service.violations import Violations
@@ -38,8 +45,11 @@ class Call:
         return 0 if self.request_id is None else DEFAULT_RESUME_WINDOW_MS
 
 
-async def validate(call: Call, generation_id: str, models: Models) -> Job:
+async def validate(call: Call, generation_id: str, models: Models, *, max_log_bytes: int) -> Job:
     """The job that `call` asks for.
+
+    Args:
+        max_log_bytes: what the token log of one generation may take.
 
     Raises:
         InvalidRequest: with every violation there is.
@@ -60,7 +70,7 @@ async def validate(call: Call, generation_id: str, models: Models) -> Job:
     elif prompt_ids:
         check_fit(spec.stopping, len(prompt_ids), model.bundle, violations)
     violations.raise_if_any()
-    return Job(
+    job = Job(
         generation_id=generation_id,
         model=model.name,
         job_class=_CLASSES[spec.priority],
@@ -70,7 +80,13 @@ async def validate(call: Call, generation_id: str, models: Models) -> Job:
         strip_leading_space=spec.WhichOneof("input") == "chat",
         logprobs=spec.output.logprobs,
         trace_context=inject_context(),
+        top_logprobs=spec.output.top_logprobs,
+        echo=spec.output.echo,
+        prompt_logprobs=spec.output.prompt_logprobs,
     )
+    check_log_size(job, max_log_bytes, violations)
+    violations.raise_if_any()
+    return job
 
 
 def _check_call(call: Call, violations: Violations) -> None:

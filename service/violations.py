@@ -28,10 +28,6 @@ class Violations:
             self.add(field, f"is {shown}; the range is {bounds}")
         return is_inside
 
-    def refuse(self, field: str) -> None:
-        """A knob of the API that this version does not have."""
-        self.add(field, "is not served by this version")
-
     def raise_if_any(self) -> None:
         """Raises InvalidRequest if anything was found."""
         if self._found:

@@ -4,11 +4,12 @@ import time
 from dataclasses import dataclass, field
 
 from contract.broker import StepRow, Taken
-from contract.messages import CHAIN_START, ChoiceEnd, EndReason, LoggedToken, encode_tokens, extend_chain
-from worker.engine.sequence import FinishEvent, FinishReason, TokenEvent
+from contract.messages import CHAIN_START, ChoiceEnd, EndReason, Job, LoggedToken, encode_tokens, extend_chain
+from worker.echo import alternatives_of, echo_of
+from worker.engine.detokenizer import TokenPieces
+from worker.engine.sequence import FinishEvent, FinishReason, PromptLogprob, TokenEvent
 
 FAILED_TEXT = "engine error"  # all that a caller is told; the cause goes to this worker's log
-_END_REASONS = {FinishReason.CANCELLED: EndReason.CANCELLED, FinishReason.FAILED: EndReason.FAILED}
 
 
 @dataclass(slots=True, eq=False)
@@ -19,34 +20,50 @@ class Attempt:
     generation can never be mistaken for this one's.
 
     Invariant: tokens[:num_logged] are in the log; `chains[i]` is the chain before position i, so there is one more
-    of them than of tokens. All tokens are kept, since a log that lost its tail wants them again.
+    of them than of tokens. All tokens are kept, since a log that lost its tail wants them again. Tokens of several
+    choices stand in the order in which the engine made them; `_counts` says how many each choice has.
 
     Attributes:
+        pieces: the texts of tokens.
         taken_s: monotonic time of the take's reply; `started_s`, `prefilled_s` and `last_token_s` are engine times.
         num_at_start: tokens of earlier attempts.
         end: set by the engine's last event; the row that carries it closes the log.
+        finishes: the end of each choice that has ended, by choice.
+        prompt_logprobs: for the echo, if it is to have any.
         is_held: the engine does not schedule it, because too many tokens are unpublished.
         is_cancelled: the engine has been told.
     """
 
     taken: Taken
+    pieces: TokenPieces
     taken_s: float
     num_at_start: int = 0
     num_logged: int = 0
     tokens: list[LoggedToken] = field(default_factory=list)
     chains: list[int] = field(default_factory=lambda: [CHAIN_START])
     end: EndReason | None = None
-    finish: FinishEvent | None = None
+    finishes: dict[int, FinishEvent] = field(default_factory=dict)
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
     is_held: bool = False
     is_cancelled: bool = False
     started_s: float | None = None
     prefilled_s: float | None = None
     last_token_s: float | None = None
+    _counts: list[int] = field(init=False)
+    _last_positions: dict[int, int] = field(default_factory=dict)  # of each choice that has a token
+
+    def __post_init__(self) -> None:
+        self._counts = [0] * self.job.num_choices
+
+    @property
+    def job(self) -> Job:
+        """What is to be generated."""
+        return self.taken.job
 
     @property
     def generation_id(self) -> str:
         """The generation's id."""
-        return self.taken.job.generation_id
+        return self.job.generation_id
 
     @property
     def lease(self) -> str:
@@ -56,7 +73,7 @@ class Attempt:
     @property
     def facts(self) -> dict[str, str | int]:
         """What every log line about it says."""
-        _, _, rest = self.taken.job.trace_context.get("traceparent", "").partition("-")
+        _, _, rest = self.job.trace_context.get("traceparent", "").partition("-")
         trace_id = rest.partition("-")[0]
         return {"generation_id": self.generation_id, "attempt": self.taken.attempt, "trace_id": trace_id}
 
@@ -70,24 +87,53 @@ class Attempt:
         """Whether `next_row` has something to say."""
         return self.num_unpublished > 0 or self.end is not None
 
+    @property
+    def has_echo(self) -> bool:
+        """Whether all of the echo is there, if any is wanted."""
+        return len(self.tokens) >= self.job.num_echoed
+
+    @property
+    def generated(self) -> tuple[tuple[int, int], ...]:
+        """(choice, id) of every token that is no echo."""
+        return tuple((token.choice, token.token_id) for token in self.tokens[self.job.num_echoed :])
+
     def resume(self, logged: list[LoggedToken]) -> None:
         """Start from the tokens of earlier attempts."""
         for token in logged:
             self._append(token)
         self.num_at_start = self.num_logged = len(self.tokens)
 
+    def begin_output(self) -> None:
+        """The prompt was run: put the echo, or what an earlier attempt left of it, before the first new token."""
+        if not self.has_echo:
+            for token in echo_of(self.job, self.pieces, self.prompt_logprobs)[len(self.tokens) :]:
+                self._append(token)
+
     def push(self, event: TokenEvent) -> None:
         """Append one new token."""
         self.last_token_s = time.monotonic()
-        position = len(self.tokens)
-        assert event.index == position, f"token {event.index} came at position {position}"
-        logprob = event.logprob if self.taken.job.logprobs else None
-        self._append(LoggedToken(event.choice, event.index, position, event.token_id, event.text, logprob))
+        index = event.index + (len(self.job.prompt_ids) if self.job.echo else 0)
+        assert index == self._counts[event.choice], f"token {index} of choice {event.choice} came out of turn"
+        self._append(
+            LoggedToken(
+                choice=event.choice,
+                index=index,
+                position=len(self.tokens),
+                token_id=event.token_id,
+                text=event.text,
+                logprob=event.logprob if self.job.logprobs else None,
+                alternatives=alternatives_of(event.top_logprobs, self.pieces),
+            )
+        )
 
     def close(self, event: FinishEvent) -> None:
-        """No token comes after this."""
-        self.finish = event
-        self.end = _END_REASONS.get(event.reason, EndReason.DONE)
+        """No token of this choice comes after this; FAILED ends all of them."""
+        self.finishes[event.choice] = event
+        reasons = {each.reason for each in self.finishes.values()}
+        if FinishReason.FAILED in reasons:
+            self.end = EndReason.FAILED
+        elif len(self.finishes) == self.job.num_choices:
+            self.end = EndReason.CANCELLED if FinishReason.CANCELLED in reasons else EndReason.DONE
 
     def next_row(self) -> StepRow:
         """Everything that is not known to be in the log, the end included."""
@@ -102,18 +148,22 @@ class Attempt:
             chain0=chain0,
             chain1=chain1,
             body=body,
+            choice_ends=() if self.end else self._choice_ends(since=self.num_logged),
             end=self.end,
-            end_choices=self._choice_ends(),
+            end_choices=() if self.end in (None, EndReason.FAILED) else self._choice_ends(),
             error=FAILED_TEXT if self.end is EndReason.FAILED else "",
         )
 
     def _append(self, token: LoggedToken) -> None:
+        self._last_positions[token.choice] = len(self.tokens)
+        self._counts[token.choice] += 1
         self.tokens.append(token)
         self.chains.append(extend_chain(self.chains[-1], token.choice, token.token_id))
 
-    def _choice_ends(self) -> tuple[ChoiceEnd, ...]:
-        if self.finish is None or self.end is EndReason.FAILED:
-            return ()
-        finish = self.finish
-        stop_string = finish.stop_string or ""
-        return (ChoiceEnd(finish.choice, finish.reason.name, len(self.tokens), stop_string, finish.held_text),)
+    def _choice_ends(self, since: int | None = None) -> tuple[ChoiceEnd, ...]:
+        """How choices ended; with `since` only those whose last token stands there or later."""
+        return tuple(
+            ChoiceEnd(choice, each.reason.name, self._counts[choice], each.stop_string or "", each.held_text)
+            for choice, each in sorted(self.finishes.items())
+            if since is None or self._last_positions.get(choice, -1) >= since
+        )

@@ -51,8 +51,8 @@ class Holdings:
 
     @property
     def num_free(self) -> int:
-        """Slots that are free."""
-        return self._num_slots - len(self._attempts)
+        """Slots that are free: every choice takes one. Below 0 if the last job had more choices than were left."""
+        return self._num_slots - sum(each.job.num_choices for each in self._attempts.values())
 
     def by_lease(self, lease: str) -> Attempt | None:
         """The attempt of this lease, if it is still held."""

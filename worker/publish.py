@@ -13,7 +13,15 @@ import structlog
 from contract.broker import Broker, RowOutcome, RowReply
 from contract.errors import BrokerDown
 from worker.attempt import Attempt
-from worker.engine.sequence import FinishEvent, FinishReason, PrefilledEvent, StartedEvent, StepEvent, TokenEvent
+from worker.engine.sequence import (
+    FinishEvent,
+    FinishReason,
+    PrefilledEvent,
+    PromptLogprobsEvent,
+    StartedEvent,
+    StepEvent,
+    TokenEvent,
+)
 from worker.engine_thread import EngineThread
 from worker.holdings import Holdings, Parting
 from worker.retry import Backoff
@@ -80,6 +88,9 @@ class Publisher:
                 attempt.started_s = event.time_s
             case PrefilledEvent():
                 attempt.prefilled_s = event.time_s
+                attempt.begin_output()  # the first token comes with the same step, and marks it
+            case PromptLogprobsEvent():
+                attempt.prompt_logprobs = event.tokens
 
     def _mark(self, attempt: Attempt) -> None:
         self._dirty[attempt.lease] = attempt

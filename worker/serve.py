@@ -50,7 +50,7 @@ async def serve(
 
     holdings = Holdings(settings.max_sequences, engine, progress, parted)
     publisher = Publisher(broker, holdings, engine, max_unpublished_tokens=settings.max_unpublished_tokens)
-    taker = Taker(broker, worker_id, served.bundle.eos_ids, holdings, engine, publisher)
+    taker = Taker(broker, worker_id, served.bundle, holdings, engine, publisher)
     claimer = Claimer(broker, worker_id, settings.served_name, holdings, taker)
     reconciler = Reconciler(broker, worker_id, settings.served_name, holdings, publisher)
     bundle = served.bundle.to_bytes()

@@ -31,7 +31,9 @@ class WorkerSettings(BaseSettings):
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of torch; 0 leaves it to torch")
 
-    max_sequences: int = Field(default=16, ge=1, le=1024, description="generations held at the same time")
+    max_sequences: int = Field(
+        default=16, ge=1, le=1024, description="choices held at the same time; a generation may have several"
+    )
     max_step_tokens: int = Field(default=2048, ge=1, description="tokens in one step, prefill and decode together")
     prefill_chunk: int = Field(default=512, ge=1, description="prompt tokens of one sequence in one step")
     kv_cache_bytes: int = Field(

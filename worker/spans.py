@@ -8,6 +8,7 @@ import time
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from contract.messages import EndReason
 from contract.trace import extract_context
 from telemetry import names
 from worker.attempt import Attempt
@@ -45,11 +46,11 @@ def record_attempt(attempt: Attempt, parting: Parting, worker_id: str) -> None:
             names.ATTR_WORKER_ID: worker_id,
             names.ATTR_ATTEMPT: taken.attempt,
             names.ATTR_PROMPT_TOKENS: len(taken.job.prompt_ids),
-            names.ATTR_OUTPUT_TOKENS: len(attempt.tokens) - attempt.num_at_start,
-            names.ATTR_FINISH_REASON: attempt.finish.reason.name if attempt.finish else parting.value,
+            names.ATTR_OUTPUT_TOKENS: _num_new(attempt),
+            names.ATTR_FINISH_REASON: _reasons(attempt) or parting.value,
         },
     )
-    if parting is Parting.LEASE_LOST or (attempt.finish is not None and attempt.finish.error):
+    if parting is Parting.LEASE_LOST or attempt.end is EndReason.FAILED:
         span.set_status(Status(StatusCode.ERROR, parting.value))
     inside = trace.set_span_in_context(span)
     for name, start_s, stop_s in (
@@ -60,6 +61,17 @@ def record_attempt(attempt: Attempt, parting: Parting, worker_id: str) -> None:
             part = _tracer.start_span(name, context=inside, start_time=_wall_ns(start_s))
             part.end(_wall_ns(stop_s))
     span.end(end_ns)
+
+
+def _num_new(attempt: Attempt) -> int:
+    """Tokens that this attempt generated."""
+    job = attempt.job
+    return job.num_output(len(attempt.tokens)) - job.num_output(attempt.num_at_start)
+
+
+def _reasons(attempt: Attempt) -> str:
+    """Why its choices ended, each reason once."""
+    return ",".join(sorted({each.reason.name for each in attempt.finishes.values()}))
 
 
 def _wall_ns(monotonic_s: float) -> int:

@@ -6,8 +6,10 @@ import time
 import structlog
 
 from contract.broker import Broker, Delivered, StepRow, Taken, new_lease
-from contract.messages import CHAIN_START, EndReason, LoggedToken, TokenRow, decode_tokens
+from contract.bundle import ModelBundle
+from contract.messages import CHAIN_START, Alternative, EndReason, LoggedToken, TokenRow, decode_tokens
 from worker.attempt import FAILED_TEXT, Attempt
+from worker.bundle import token_pieces
 from worker.engine.sequence import GenerationRequest, SamplingParams, StoppingParams
 from worker.engine_thread import EngineThread
 from worker.holdings import Holdings, Parting
@@ -27,14 +29,15 @@ class Taker:
         self,
         broker: Broker,
         worker_id: str,
-        eos_token_ids: tuple[int, ...],
+        bundle: ModelBundle,
         holdings: Holdings,
         engine: EngineThread,
         publisher: Publisher,
     ) -> None:
         self._broker = broker
         self._worker_id = worker_id
-        self._eos_token_ids = eos_token_ids
+        self._eos_token_ids = bundle.eos_ids
+        self._pieces = token_pieces(bundle)
         self._holdings = holdings
         self._engine = engine
         self._publisher = publisher
@@ -59,7 +62,7 @@ class Taker:
 
     async def _begin(self, taken: Taken) -> None:
         """Continue where the log ends."""
-        attempt = Attempt(taken, taken_s=time.monotonic())
+        attempt = Attempt(taken, self._pieces, taken_s=time.monotonic())
         if taken.num_tokens > 0:
             attempt.resume(await until_answered(lambda: self._read_tokens(attempt.generation_id)))
         if len(attempt.tokens) != taken.num_tokens or attempt.chains[-1] != taken.chain:
@@ -88,6 +91,7 @@ class Taker:
                 token_id=token.id,
                 text=token.text,
                 logprob=token.logprob if token.HasField("logprob") else None,
+                alternatives=tuple(Alternative(each.id, each.logprob, each.text) for each in token.top_logprobs),
             )
             for entry in entries
             if isinstance(entry, TokenRow)
@@ -112,13 +116,35 @@ class Taker:
 
 def to_request(attempt: Attempt, eos_token_ids: tuple[int, ...]) -> GenerationRequest:
     """The attempt as the engine takes it, named by its lease; the deadline on this process' monotonic clock."""
-    taken, job = attempt.taken, attempt.taken.job
+    taken, job = attempt.taken, attempt.job
+    sampling, stopping = job.sampling, job.stopping
     return GenerationRequest(
         generation_id=attempt.lease,
         prompt_ids=job.prompt_ids,
-        sampling=SamplingParams(job.sampling.temperature, job.sampling.top_k, job.sampling.top_p, job.sampling.seed),
-        stopping=StoppingParams(job.stopping.max_new_tokens, job.stopping.stop_strings, eos_token_ids),
-        output_ids=tuple(token.token_id for token in attempt.tokens),
+        sampling=SamplingParams(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            min_p=sampling.min_p,
+            typical_p=sampling.typical_p,
+            repetition_penalty=sampling.repetition_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            logit_bias=sampling.logit_bias,
+        ),
+        stopping=StoppingParams(
+            max_new_tokens=stopping.max_new_tokens,
+            stop_strings=stopping.stop_strings,
+            eos_token_ids=eos_token_ids,
+            ignore_eos=stopping.ignore_eos,
+            stop_token_ids=stopping.stop_token_ids,
+            min_new_tokens=stopping.min_new_tokens,
+        ),
         strip_leading_space=job.strip_leading_space,
         deadline_s=attempt.taken_s + (taken.deadline_ms - taken.now_ms) / 1000,
+        num_choices=job.num_choices,
+        logged=attempt.generated,
+        num_top_logprobs=job.top_logprobs,
+        wants_prompt_logprobs=job.prompt_logprobs and not attempt.has_echo,
     )

@@ -1,6 +1,7 @@
 """A worker as the gateway sees one: it speaks the protocol through Broker, and a test says what it generates."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,8 +33,22 @@ class Work:
 
     def row(self, *texts: str, ends: tuple[ChoiceEnd, ...] = ()) -> StepRow:
         """The step row of these tokens; they count as said."""
+        start = len(self.tokens)
+        return self._row_of([token_at(start + n, text) for n, text in enumerate(texts)], ends)
+
+    async def say_in(self, *said: tuple[int, str], ends: tuple[ChoiceEnd, ...] = ()) -> RowReply:
+        """Append one token for each (choice, text), in one step."""
+        start = len(self.tokens)
+        counts = Counter(token.choice for token in self.tokens)
+        new = []
+        for n, (choice, text) in enumerate(said):
+            new.append(LoggedToken(choice, counts[choice], start + n, 100 + n, text))
+            counts[choice] += 1
+        (reply,) = await self.broker.step([self._row_of(new, ends)])
+        return reply
+
+    def _row_of(self, new: list[LoggedToken], ends: tuple[ChoiceEnd, ...]) -> StepRow:
         start, chain0 = len(self.tokens), self.chain
-        new = [token_at(start + n, text) for n, text in enumerate(texts)]
         body, self.chain = encode_tokens(new, chain0)
         self.tokens += new
         lease = self.taken.lease

@@ -19,8 +19,11 @@ from contract.messages import (
 )
 from llamaherd.v1 import generation_pb2
 from service.token_stream import TokenStream
+from tests.contract.rig import make_job
 from tests.service.gateways import Received
 from tests.service.scripted_worker import token_at
+
+JOB = make_job("0.x")
 
 
 def make_log(sizes: list[int], marks: set[int]) -> list[LogEntry]:
@@ -89,7 +92,7 @@ def test_every_token_comes_once_whatever_becomes_of_the_rows(
 async def relay(entries: list[LogEntry], fates: list[str], source: random.Random) -> Received:
     """Play the relay: each written entry reaches the stream, or not, and a sweep follows at the end."""
     log = Log(entries)
-    stream = TokenStream("0.x", "anonymous", 1, log.read, 0.0)
+    stream = TokenStream("0.x", "anonymous", JOB, log.read, 0.0)
     received = Received([])
     late: list[LogEntry] = []
     for entry, fate in zip(entries, fates, strict=False):

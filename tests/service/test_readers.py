@@ -35,7 +35,7 @@ async def test_the_buffer_of_a_slow_reader_is_bounded(worker: ScriptedWorker, ga
     """Beyond the bound it is dropped, and read again from the log when the reader comes back."""
     call, received = await open_stream(gateway, prompt())
     work = await worker.take(received.generation_id)
-    stream = TokenStream(received.generation_id, "anonymous", 7, worker.broker.read_log, 0.0)
+    stream = TokenStream(received.generation_id, "anonymous", work.taken.job, worker.broker.read_log, 0.0)
     highest = 0
     for n in range(60):
         row = work.row(*(f"{n}.{m} ".ljust(1000, ".") for m in range(20)))

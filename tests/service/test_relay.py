@@ -305,7 +305,7 @@ def test_a_standing_that_agrees_needs_no_reading() -> None:
         raise AssertionError("the log was read")
 
     async def run() -> None:
-        stream = TokenStream("0.x", "anonymous", 1, no_log, 0.0)
+        stream = TokenStream("0.x", "anonymous", None, no_log, 0.0)
         stream.compare(Standing(State.QUEUED, 0, 0, 0))
         waiting = asyncio.ensure_future(stream.next_messages())
         await asyncio.sleep(0)

@@ -37,6 +37,15 @@ def output(**fields: object) -> Spec:
     return spec(output=common_pb2.OutputOptions(**fields))  # type: ignore[arg-type]
 
 
+def much(n: int, top_logprobs: int) -> Spec:
+    """A right spec with so many choices of 4,000 tokens."""
+    return spec(
+        sampling=common_pb2.Sampling(n=n),
+        stopping=common_pb2.Stopping(max_new_tokens=4000),
+        output=common_pb2.OutputOptions(top_logprobs=top_logprobs),
+    )
+
+
 def chat(*messages: tuple[common_pb2.Role, str], model: str = "chat", allow: bool = False) -> Spec:
     """A conversation."""
     turns = [common_pb2.ChatMessage(role=role, content=content) for role, content in messages]
@@ -49,7 +58,6 @@ def ids(*values: int) -> Spec:
 
 
 SYSTEM, USER, ASSISTANT = common_pb2.ROLE_SYSTEM, common_pb2.ROLE_USER, common_pb2.ROLE_ASSISTANT
-UNSERVED = "is not served by this version"
 REFUSED: list[tuple[Spec, str, str]] = [
     (sampling(temperature=math.nan), "spec.sampling.temperature", "is nan; the range is 0 to 100"),
     (sampling(temperature=math.inf), "spec.sampling.temperature", "is inf"),
@@ -60,20 +68,19 @@ REFUSED: list[tuple[Spec, str, str]] = [
     (sampling(top_p=1.01), "spec.sampling.top_p", "over 0, at most 1"),
     (sampling(top_p=math.nan), "spec.sampling.top_p", "is nan"),
     (sampling(min_p=1.5), "spec.sampling.min_p", "0 to 1"),
-    (sampling(min_p=0.1), "spec.sampling.min_p", UNSERVED),
     (sampling(typical_p=0), "spec.sampling.typical_p", "over 0"),
-    (sampling(typical_p=0.5), "spec.sampling.typical_p", UNSERVED),
     (sampling(repetition_penalty=0), "spec.sampling.repetition_penalty", "over 0"),
-    (sampling(repetition_penalty=1.1), "spec.sampling.repetition_penalty", UNSERVED),
     (sampling(frequency_penalty=-101), "spec.sampling.frequency_penalty", "-100 to 100"),
-    (sampling(frequency_penalty=1), "spec.sampling.frequency_penalty", UNSERVED),
     (sampling(presence_penalty=math.nan), "spec.sampling.presence_penalty", "is nan"),
-    (sampling(presence_penalty=1), "spec.sampling.presence_penalty", UNSERVED),
+    (sampling(frequency_penalty=math.inf), "spec.sampling.frequency_penalty", "-100 to 100"),
+    (sampling(presence_penalty=100.5), "spec.sampling.presence_penalty", "-100 to 100"),
+    (sampling(repetition_penalty=100.5), "spec.sampling.repetition_penalty", "at most 100"),
+    (sampling(typical_p=1.5), "spec.sampling.typical_p", "over 0, at most 1"),
+    (sampling(min_p=-0.5), "spec.sampling.min_p", "0 to 1"),
     (sampling(n=0), "spec.sampling.n", "1 to 16"),
     (sampling(n=17), "spec.sampling.n", "1 to 16"),
-    (sampling(n=2), "spec.sampling.n", UNSERVED),
-    (sampling(logit_bias={5: 1.0}), "spec.sampling.logit_bias", UNSERVED),
     (sampling(logit_bias={5: math.nan}), "spec.sampling.logit_bias[5]", "is nan"),
+    (sampling(logit_bias={5: 100.5}), "spec.sampling.logit_bias[5]", "-100 to 100"),
     (sampling(logit_bias={VOCABULARY: 1.0}), f"spec.sampling.logit_bias[{VOCABULARY}]", "is no id"),
     (sampling(logit_bias=dict.fromkeys(range(1025), 1.0)), "spec.sampling.logit_bias", "at most 1024"),
     (stopping(max_new_tokens=0), "spec.stopping.max_new_tokens", "1 to 4096"),
@@ -87,18 +94,21 @@ REFUSED: list[tuple[Spec, str, str]] = [
     (stopping(max_total_tokens=CONTEXT + 1), "spec.stopping.max_total_tokens", "1 to 4096"),
     (stopping(max_total_tokens=4), "spec.stopping.max_total_tokens", "the prompt alone has 4 tokens"),
     (stopping(max_time_ms=0), "spec.stopping.max_time_ms", "at least 1"),
-    (stopping(min_new_tokens=1), "spec.stopping.min_new_tokens", UNSERVED),
     (stopping(stop_strings=["a"] * 17), "spec.stopping.stop_strings", "has 17; at most 16"),
     (stopping(stop_strings=["a", ""]), "spec.stopping.stop_strings[1]", "is empty"),
     (stopping(stop_strings=["é" * 129]), "spec.stopping.stop_strings[0]", "has 258 bytes; at most 256"),
-    (stopping(stop_token_ids=[3]), "spec.stopping.stop_token_ids", UNSERVED),
     (stopping(stop_token_ids=[3] * 65), "spec.stopping.stop_token_ids", "at most 64"),
     (stopping(stop_token_ids=[VOCABULARY]), "spec.stopping.stop_token_ids", f"has {VOCABULARY}"),
-    (stopping(ignore_eos=True), "spec.stopping.ignore_eos", UNSERVED),
+    (stopping(min_new_tokens=8, max_new_tokens=7), "spec.stopping.min_new_tokens", "max_new_tokens comes to 7"),
+    (stopping(min_new_tokens=1025), "spec.stopping.min_new_tokens", "max_new_tokens comes to 1024"),
+    (
+        stopping(min_new_tokens=7, max_total_tokens=10),
+        "spec.stopping.min_new_tokens",
+        "comes to 6 after 4 of the prompt",
+    ),
     (output(top_logprobs=21), "spec.output.top_logprobs", "0 to 20"),
-    (output(top_logprobs=1), "spec.output.top_logprobs", UNSERVED),
-    (output(echo=True), "spec.output.echo", UNSERVED),
-    (output(prompt_logprobs=True), "spec.output.prompt_logprobs", UNSERVED),
+    (output(prompt_logprobs=True), "spec.output.prompt_logprobs", "without echo"),
+    (much(n=16, top_logprobs=20), "spec.sampling.n", "16 choices of 4000 tokens, 20 alternatives each, may take"),
     (spec(priority=77), "spec.priority", "is 77"),
     (spec(resume_window_ms=600_001), "spec.resume_window_ms", "at most 600000"),
     (spec(model="m" * 129), "spec.model", "has 129 characters"),
@@ -137,9 +147,9 @@ async def test_all_violations_come_at_once(gateway: RunningGateway) -> None:
     """Sampling, stopping, output and prompt are all looked at."""
     request = prompt("x" * 5000)
     request.spec.sampling.temperature = -1
-    request.spec.sampling.n = 3
+    request.spec.sampling.n = 17
     request.spec.stopping.stop_strings.append("y" * (MAX_STOP_STRING_BYTES + 1))
-    request.spec.output.echo = True
+    request.spec.output.prompt_logprobs = True
     error = await error_of(gateway.stub.Generate(request))
 
     _, told, _ = details_of(error)
@@ -147,7 +157,7 @@ async def test_all_violations_come_at_once(gateway: RunningGateway) -> None:
         "spec.sampling.temperature",
         "spec.sampling.n",
         "spec.stopping.stop_strings[0]",
-        "spec.output.echo",
+        "spec.output.prompt_logprobs",
         "spec.prompt",
     }
 
@@ -175,10 +185,15 @@ async def test_bytes_that_are_no_request_are_a_typed_error(gateway: RunningGatew
     "good",
     [
         sampling(temperature=0, top_k=0, top_p=1, min_p=0, typical_p=1, repetition_penalty=1, n=1, seed=0),
-        sampling(temperature=100, top_k=VOCABULARY, frequency_penalty=0, presence_penalty=0),
+        sampling(temperature=100, top_k=VOCABULARY, frequency_penalty=-100, presence_penalty=100, n=16),
+        sampling(min_p=1, typical_p=1e-30, repetition_penalty=100, logit_bias={0: -100, VOCABULARY - 1: 100}),
+        sampling(top_p=1e-30, repetition_penalty=1e-30, logit_bias=dict.fromkeys(range(VOCABULARY), 1.0)),
         stopping(max_new_tokens=CONTEXT - 4, max_total_tokens=CONTEXT, max_time_ms=2**32 - 1, min_new_tokens=0),
         stopping(stop_strings=["é" * 128] * 16, ignore_eos=False),
-        output(logprobs=True, top_logprobs=0, echo=False),
+        stopping(stop_token_ids=[VOCABULARY - 1] * 64, ignore_eos=True, min_new_tokens=9, max_new_tokens=9),
+        output(logprobs=True, top_logprobs=20, echo=True, prompt_logprobs=True),
+        output(logprobs=False, top_logprobs=0, echo=False, prompt_logprobs=False),
+        much(n=16, top_logprobs=6),
         spec(prompt="x" * (CONTEXT - 3)),
         spec(priority=common_pb2.PRIORITY_LOW, resume_window_ms=600_000),
         ids(*[VOCABULARY - 1] * (CONTEXT - 1)),

@@ -1,6 +1,7 @@
 """A stand-in for the engine: the next token is a function of prompt and output so far. Special prompts misbehave.
 
 Tokens are ids below VOCAB; the text of a token is its id and a space, so a text shows at once what was lost.
+Choice c of several ends c tokens before max_new_tokens, so that they do not end together.
 """
 
 import os
@@ -27,17 +28,17 @@ REFUSED = 668  # a prompt that begins so is refused
 BROKEN = 669  # a prompt that begins so raises out of `step`
 
 
-def next_token(prompt_ids: Sequence[int], output_ids: Sequence[int]) -> int:
-    """The token after these: 10 <= id < VOCAB."""
+def next_token(prompt_ids: Sequence[int], output_ids: Sequence[int], choice: int = 0) -> int:
+    """The token of a choice after these: 10 <= id < VOCAB."""
     packed = b"".join(token.to_bytes(4, "little") for token in (*prompt_ids, *output_ids))
-    return 10 + zlib.crc32(packed) % (VOCAB - 10)
+    return 10 + zlib.crc32(packed, choice) % (VOCAB - 10)
 
 
-def expected_ids(prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
-    """What an undisturbed generation makes."""
+def expected_ids(prompt_ids: Sequence[int], num_tokens: int, choice: int = 0) -> list[int]:
+    """What an undisturbed choice makes."""
     output: list[int] = []
     while len(output) < num_tokens:
-        output.append(next_token(prompt_ids, output))
+        output.append(next_token(prompt_ids, output, choice))
     return output
 
 
@@ -80,7 +81,9 @@ class EngineDouble:
         self.pace = pace
         self.on_probe = on_probe
         self._requests: dict[str, GenerationRequest] = {}
-        self._outputs: dict[str, list[int]] = {}
+        self._outputs: dict[str, list[list[int]]] = {}  # by choice
+        self._open: dict[str, set[int]] = {}
+        self._started: set[str] = set()
         self._cancelled: set[str] = set()
         self._held: set[str] = set()
         self.num_steps = 0
@@ -97,7 +100,8 @@ class EngineDouble:
         if request.prompt_ids[0] == REFUSED:
             raise ValueError("this prompt is refused")
         self._requests[request.generation_id] = request
-        self._outputs[request.generation_id] = list(request.output_ids)
+        self._outputs[request.generation_id] = request.outputs
+        self._open[request.generation_id] = set(range(request.num_choices))
 
     def cancel(self, generation_id: str) -> None:
         """As the engine does."""
@@ -110,6 +114,7 @@ class EngineDouble:
         self._requests.pop(generation_id, None)
         self._cancelled.discard(generation_id)
         self._held.discard(generation_id)
+        self._started.discard(generation_id)
 
     def hold(self, generation_id: str, held: bool) -> None:
         """As the engine does."""
@@ -154,25 +159,34 @@ class EngineDouble:
 
     def _advance(self, request: GenerationRequest) -> list[StepEvent]:
         _misbehave(request.prompt_ids[0])
-        generation_id, output = request.generation_id, self._outputs[request.generation_id]
+        generation_id, outputs = request.generation_id, self._outputs[request.generation_id]
         if generation_id in self._cancelled:
-            return [self._finish(request, FinishReason.CANCELLED)]
+            return self._cut(request, FinishReason.CANCELLED)
         if request.deadline_s is not None and time.monotonic() >= request.deadline_s:
-            return [self._finish(request, FinishReason.TIME_LIMIT)]
+            return self._cut(request, FinishReason.TIME_LIMIT)
         events: list[StepEvent] = []
-        if len(output) == len(request.output_ids):
+        if generation_id not in self._started:
+            self._started.add(generation_id)
             events += [StartedEvent(generation_id, time.monotonic()), PrefilledEvent(generation_id, time.monotonic())]
-        if len(output) < request.stopping.max_new_tokens:
-            token_id = next_token(request.prompt_ids, output)
-            events.append(TokenEvent(generation_id, 0, len(output), token_id, text_of(token_id), -0.5))
-            output.append(token_id)
-        if len(output) >= request.stopping.max_new_tokens:
-            events.append(self._finish(request, FinishReason.LENGTH))
+        for choice in sorted(self._open[generation_id]):
+            output, length = outputs[choice], max(1, request.stopping.max_new_tokens - choice)
+            if len(output) < length:
+                token_id = next_token(request.prompt_ids, output, choice)
+                events.append(TokenEvent(generation_id, choice, len(output), token_id, text_of(token_id), -0.5))
+                output.append(token_id)
+            if len(output) >= length:
+                events.append(self._end(request, choice, FinishReason.LENGTH))
         return events
 
-    def _finish(self, request: GenerationRequest, reason: FinishReason) -> FinishEvent:
-        self.drop(request.generation_id)
-        return FinishEvent(request.generation_id, 0, reason, None, "")
+    def _cut(self, request: GenerationRequest, reason: FinishReason) -> list[StepEvent]:
+        return [self._end(request, choice, reason) for choice in sorted(self._open[request.generation_id])]
+
+    def _end(self, request: GenerationRequest, choice: int, reason: FinishReason) -> FinishEvent:
+        left = self._open[request.generation_id]
+        left.discard(choice)
+        if not left:
+            self.drop(request.generation_id)
+        return FinishEvent(request.generation_id, choice, reason, None, "")
 
 
 def _misbehave(first_id: int) -> None:

@@ -14,6 +14,7 @@ from contract import keys
 from contract.broker import Broker, State, WorkerBeat
 from contract.lifetime import spawn
 from contract.messages import AttemptMark, Ending, Job, JobSampling, JobStopping, LogEntry, TokenRow, decode_tokens
+from llamaherd.v1 import common_pb2
 from tests.until import until
 from tests.worker.double_serve import double_bundle
 from tests.worker.engine_double import EngineDouble, Gate
@@ -64,6 +65,7 @@ class Logged:
     text: str
     attempts: list[int]
     ending: Ending | None
+    choices: list[list[int]]  # the ids of each
 
 
 async def read(broker: Broker, generation_id: str) -> Logged:
@@ -78,7 +80,17 @@ async def read(broker: Broker, generation_id: str) -> Logged:
         text="".join(token.text for token in tokens),
         attempts=[each.attempt for each in entries if isinstance(each, AttemptMark)],
         ending=endings[0] if endings else None,
+        choices=_by_choice(tokens),
     )
+
+
+def _by_choice(tokens: Sequence[common_pb2.Token]) -> list[list[int]]:
+    """Ids by choice; checks that each choice counts its tokens without gap."""
+    choices: list[list[int]] = [[] for _ in range(1 + max((token.choice for token in tokens), default=0))]
+    for token in tokens:
+        assert token.index == len(choices[token.choice]), "an index is missing or twice"
+        choices[token.choice].append(token.id)
+    return choices
 
 
 async def finished(broker: Broker, generation_id: str, timeout_s: float = 30.0) -> Logged:

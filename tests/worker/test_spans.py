@@ -10,9 +10,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from contract.broker import Delivered, Taken
 from telemetry import names
+from tests.worker.double_serve import double_bundle
 from tests.worker.rig import make_job
 from worker import spans
 from worker.attempt import Attempt
+from worker.bundle import token_pieces
 from worker.engine.sequence import FinishEvent, FinishReason, TokenEvent
 from worker.holdings import Parting
 
@@ -45,7 +47,7 @@ def an_attempt() -> Attempt:
         deadline_ms=9_000_000,
         now_ms=1_005_000,
     )
-    attempt = Attempt(taken, taken_s=time.monotonic() - 3)
+    attempt = Attempt(taken, token_pieces(double_bundle()), taken_s=time.monotonic() - 3)
     attempt.started_s = attempt.taken_s
     attempt.prefilled_s = attempt.taken_s + 1
     attempt.push(TokenEvent("1", 0, 0, 7, "x", -0.1))
@@ -106,7 +108,8 @@ def test_the_attempt_says_who_did_what(exported: InMemorySpanExporter) -> None:
 def test_a_lost_lease_is_an_error_of_the_attempt(exported: InMemorySpanExporter) -> None:
     """The next attempt is a span of its own beside it."""
     attempt = an_attempt()
-    attempt.finish = attempt.end = None
+    attempt.finishes.clear()
+    attempt.end = None
     spans.record_attempt(attempt, Parting.LEASE_LOST, "w1")
     (span,) = [each for each in exported.get_finished_spans() if each.name == names.SPAN_ATTEMPT]
     assert not span.status.is_ok
