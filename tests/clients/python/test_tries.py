@@ -114,13 +114,27 @@ def test_the_deadline_counts_from_the_first_attempt(clock: Clock) -> None:
         at.remaining_s()
 
 
-def test_patience_counts_from_the_last_news(clock: Clock) -> None:
-    """A long stream may break many times; one that never comes may not."""
+def test_patience_counts_from_the_first_failure(clock: Clock) -> None:
+    """A long stream may break many times, and wait long in a queue; one that never comes may not."""
     at = tries(clock, patience_s=10.0)
-    clock.now_s += 9
-    at.progressed()
-    clock.now_s += 9
+    clock.now_s += 100
     at.failed(BROKEN)
-    clock.now_s += 1
+    for _ in range(3):
+        at.next_target()
+        clock.now_s += 3
+        at.failed(BROKEN)
+    at.next_target()
+    clock.now_s += 2
     with pytest.raises(ConnectionBroken):
         at.failed(BROKEN)
+
+
+def test_an_attempt_that_stood_renews_the_patience(clock: Clock) -> None:
+    """A stream that was silent for a minute and then broke was no failed attempt of a minute."""
+    at = tries(clock, patience_s=10.0)
+    for _ in range(10):
+        at.next_target()
+        clock.now_s += 60
+        at.failed(BROKEN)
+    at.progressed()
+    at.failed(BROKEN)

@@ -15,6 +15,7 @@ from llamaherd.client.errors import BrokerDown, ConnectionBroken, DeadlineExceed
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 2.0
 AVOID_S = 5.0  # how long a gateway that failed is asked after the others
+STOOD_S = 5.0  # an attempt that took so long had reached the service: its failure is the first of a series
 
 
 class Targets:
@@ -44,7 +45,7 @@ class Tries:
 
     Args:
         timeout_s: from now to the deadline of the whole call, however many attempts it takes; None has none.
-        patience_s: how long to go on trying while nothing comes.
+        patience_s: how long to go on trying while one attempt after the other fails and nothing new comes.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Tries:
         self._clock = clock
         now_s = clock()
         self._deadline_s = None if timeout_s is None else now_s + timeout_s
-        self._last_news_s = now_s
+        self._attempt_s = now_s  # when the one at hand began
+        self._failing_since_s: float | None = None
         self._wait_s = FIRST_WAIT_S
         self._target: int | None = None
         self._has_failed = False
@@ -67,6 +69,7 @@ class Tries:
     def next_target(self) -> int:
         """The number of the gateway to ask now."""
         self._target = self._targets.pick(self._target if self._has_failed else None)
+        self._attempt_s = self._clock()
         return self._target
 
     def remaining_s(self) -> float | None:
@@ -80,7 +83,7 @@ class Tries:
 
     def progressed(self) -> None:
         """Something new came: the next failure is a first one."""
-        self._last_news_s = self._clock()
+        self._failing_since_s = None
         self._wait_s = FIRST_WAIT_S
 
     def failed(self, error: HerdError) -> float:
@@ -90,11 +93,14 @@ class Tries:
         self._has_failed = True
         if not isinstance(error, Unavailable) or error.forbids_retry:
             raise error from None
+        now_s = self._clock()
+        if self._failing_since_s is None or now_s - self._attempt_s >= STOOD_S:
+            self._failing_since_s = now_s
         wait_s = max(self._wait_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0)
         self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
-        next_s = self._clock() + wait_s
-        if next_s > self._last_news_s + self._patience_s or (
-            self._deadline_s is not None and next_s > self._deadline_s
-        ):
+        if wait_s > self._failing_since_s + self._patience_s - now_s or wait_s > self._left_s(now_s):
             raise error from None
         return wait_s
+
+    def _left_s(self, now_s: float) -> float:
+        return float("inf") if self._deadline_s is None else self._deadline_s - now_s
