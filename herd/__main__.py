@@ -9,6 +9,7 @@ import typer
 
 from herd.generate import GenerateOptions, run_generate
 from herd.up import UpOptions, run_up
+from llamaherd.client.connection import DEFAULT_ADDRESS
 
 app = typer.Typer(
     name="herd",
@@ -67,7 +68,12 @@ def up(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="what the user says (or plain text, with --raw)")],
-    address: Annotated[str, typer.Option(help="host:port of a gateway", envvar="HERD_ADDRESS")] = "127.0.0.1:50051",
+    address: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="host:port of a gateway; with several the answer survives the loss of one", envvar="HERD_ADDRESS"
+        ),
+    ] = None,
     start: Annotated[bool, typer.Option("--up", help="start a private `herd up` for the occasion")] = False,
     model: Annotated[str, typer.Option(help="the model's name; may be left out when one is served")] = "",
     system: Annotated[str | None, typer.Option(help="a system prompt")] = None,
@@ -86,7 +92,7 @@ def generate(
     """Stream an answer to the terminal."""
     options = GenerateOptions(
         prompt=prompt,
-        address=address,
+        addresses=tuple(address or [DEFAULT_ADDRESS]),
         start=start,
         model=model,
         system=system,

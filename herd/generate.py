@@ -5,23 +5,22 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 from google.protobuf import json_format
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from contract.lifetime import spawn
-from contract.trace import inject_context
-from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+from llamaherd.client import Client, HerdError
+from llamaherd.v1 import common_pb2, generation_pb2
 from telemetry import names
 from telemetry.setup import start_tracing
+
+PATIENCE_S = 5.0  # a person waits at the other end: enough for a gateway that restarts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class GenerateOptions:
     """What `herd generate` was asked for; the command line documents each."""
 
     prompt: str
-    address: str
+    addresses: tuple[str, ...]
     start: bool
     model: str
     system: str | None
@@ -56,8 +55,8 @@ def run_generate(options: GenerateOptions) -> int:
     try:
         if options.start:
             with _private_herd() as address:
-                return _stream(options, address)
-        return _stream(options, options.address)
+                return _stream(options, [address])
+        return _stream(options, options.addresses)
     except NoHerd as error:
         print(f"herd generate: {error}", file=sys.stderr)
         return 1
@@ -67,8 +66,8 @@ def run_generate(options: GenerateOptions) -> int:
         stop_tracing()
 
 
-def build_request(options: GenerateOptions) -> generation_pb2.GenerateRequest:
-    """The request these options mean; what was not given stays absent."""
+def build_spec(options: GenerateOptions) -> common_pb2.GenerationSpec:
+    """The generation these options mean; what was not given stays absent."""
     spec = common_pb2.GenerationSpec(model=options.model)
     if options.raw:
         spec.prompt = options.prompt
@@ -82,23 +81,22 @@ def build_request(options: GenerateOptions) -> generation_pb2.GenerateRequest:
     if options.max_new_tokens is not None:
         spec.stopping.max_new_tokens = options.max_new_tokens
     spec.stopping.stop_strings.extend(options.stop)
-    return generation_pb2.GenerateRequest(spec=spec, request_id=options.request_id)
+    return spec
 
 
-def _stream(options: GenerateOptions, address: str) -> int:
+def _stream(options: GenerateOptions, addresses: Sequence[str]) -> int:
     tracer = trace.get_tracer("llamaherd")
     with (
         tracer.start_as_current_span(names.SPAN_CLIENT, kind=SpanKind.CLIENT) as span,
-        grpc.insecure_channel(address) as channel,
+        Client(addresses, timeout_s=options.timeout_s, patience_s=PATIENCE_S) as client,
     ):
-        stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        metadata = tuple(inject_context().items())
+        stream = client.generate(build_spec(options), request_id=options.request_id)
         try:
-            for response in stub.Generate(build_request(options), timeout=options.timeout_s, metadata=metadata):
-                _show(response, options.as_json)
+            for message in stream.messages():
+                _show(message, options.as_json)
             code = 0
-        except grpc.RpcError as error:
-            span.set_status(Status(StatusCode.ERROR, error.code().name))
+        except HerdError as error:
+            span.set_status(Status(StatusCode.ERROR, error.code.name))
             _show_error(error)
             code = 1
         if not options.as_json:
@@ -119,16 +117,16 @@ def _show(response: generation_pb2.GenerateResponse, as_json: bool) -> None:
         sys.stdout.flush()
 
 
-def _show_error(error: grpc.RpcError) -> None:
-    """The status, its message and its typed details."""
-    print(f"\n{error.code().name}: {error.details()}", file=sys.stderr)
-    status = rpc_status.from_call(error)
-    for detail in status.details if status is not None else ():
-        for kind in (error_details_pb2.BadRequest, error_details_pb2.RetryInfo, error_details_pb2.ErrorInfo):
-            message = kind()
-            if detail.Unpack(message):
-                text = json.dumps(json_format.MessageToDict(message, preserving_proto_field_name=True))
-                print(f"  {kind.DESCRIPTOR.name}: {text}", file=sys.stderr)
+def _show_error(error: HerdError) -> None:
+    """The status, its message and what else it says."""
+    print(f"\n{error}", file=sys.stderr)
+    for violation in error.violations:
+        print(f"  {violation.field}: {violation.description}", file=sys.stderr)
+    if error.retry_after_s is not None:
+        print(f"  retry after {error.retry_after_s:g} s", file=sys.stderr)
+    if error.reason:
+        facts = "".join(f", {key} {value}" for key, value in sorted(error.metadata.items()))
+        print(f"  reason {error.reason}{facts}", file=sys.stderr)
 
 
 @contextmanager

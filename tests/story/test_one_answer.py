@@ -67,3 +67,11 @@ def test_nothing_listens_is_a_clear_error() -> None:
     assert done.returncode == 1
     assert "UNAVAILABLE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_with_several_addresses_one_that_is_gone_does_not_matter(herd_up: HerdProcess) -> None:
+    """The client goes on to the next."""
+    done = herd("generate", "Count to ten", "--address", "127.0.0.1:1", "--address", herd_up.address)
+
+    assert done.returncode == 0, done.stderr
+    assert "1, 2, 3, 4, 5, 6, 7, 8, 9, 10" in done.stdout
