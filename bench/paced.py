@@ -20,6 +20,7 @@ from contract.bundle import (
     PieceKind,
 )
 from worker.__main__ import main as run_worker
+from worker.engine.occupancy import Occupancy
 from worker.engine.sequence import (
     FinishEvent,
     FinishReason,
@@ -115,6 +116,12 @@ class PacedEngine:
 
     def probe(self) -> None:
         """There is no device to lose."""
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """There is no KV cache: every sequence counts as a block of its own."""
+        num_running = len(self._running)
+        return Occupancy(num_running, num_running - len(self._held), num_running, num_running, 0)
 
     @property
     def has_work(self) -> bool:

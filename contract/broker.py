@@ -20,6 +20,7 @@ from contract.outcomes import (
     Delivered,
     InboxRow,
     NotTaken,
+    QueueDepth,
     Record,
     RowOutcome,
     RowReply,
@@ -39,6 +40,7 @@ __all__ = [
     "Delivered",
     "InboxRow",
     "NotTaken",
+    "QueueDepth",
     "Record",
     "RowOutcome",
     "RowReply",
@@ -221,6 +223,17 @@ class Broker:
             found: bytes | None = await self._client.get(keys.bundle(digest))
         return found
 
+    async def queue_depths(self, models: Collection[str]) -> dict[tuple[str, str], QueueDepth]:
+        """How far each jobs stream of these models is worked off, by model and class."""
+        where = [(model, job_class) for model in models for job_class in keys.CLASSES]
+        answers = await self._run("queues", [keys.queue(*at) for at in where], []) if where else []
+        return {at: QueueDepth(*map(int, answer)) for at, answer in zip(where, answers, strict=True)}
+
+    async def num_dead(self) -> int:
+        """Jobs set aside as poison; the stream keeps about the newest thousand."""
+        async with answered():
+            return int(await self._client.xlen(keys.DEAD))
+
     # --- worker ----------------------------------------------------------------------------------------------------
 
     async def announce(self, model: str, digest: str, bundle: bytes) -> None:
@@ -269,7 +282,9 @@ class Broker:
             [keys.TAG, generation_id, worker_id, lease, entry.entry_id, MAX_CRASHES],
         )
         if answer[0] != b"OK":
-            return NotTaken.LOST if answer[0] == b"LOST" else NotTaken.DROPPED
+            if answer[0] == b"LOST":
+                return NotTaken.LOST
+            return NotTaken.POISON if answer[1:] == [b"POISON"] else NotTaken.DROPPED
         return parse_taken(answer[1:], entry, lease)
 
     async def step(self, rows: Sequence[StepRow]) -> list[RowReply]:

@@ -72,7 +72,8 @@ class NotTaken(enum.Enum):
     """Why an entry gave no lease."""
 
     LOST = "lost"  # another worker has it, or it is no longer pending to us
-    DROPPED = "dropped"  # finished, expired, cancelled, poison: acked and gone
+    DROPPED = "dropped"  # finished, expired, cancelled: acked and gone
+    POISON = "poison"  # it was, by this call: set aside, acked and gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,28 @@ class Standing:
     num_tokens: int
     chain: int
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How far one jobs stream is worked off.
+
+    Attributes:
+        num_new: jobs that no worker has had.
+        num_free: jobs that a worker had, and that wait for another.
+        num_held: jobs that workers have.
+        num_delivered: jobs delivered for the first time since the stream was made; its growth is the drain rate.
+    """
+
+    num_new: int
+    num_free: int
+    num_held: int
+    num_delivered: int
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs that no worker has."""
+        return self.num_new + self.num_free
 
 
 @dataclass(frozen=True, slots=True)

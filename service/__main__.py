@@ -13,6 +13,7 @@ from service.gateway import serve
 from service.settings import GatewaySettings
 from telemetry.environment import refuse_unknown
 from telemetry.logs import start_logging
+from telemetry.metrics import endpoint, start_metrics
 from telemetry.setup import start_tracing
 
 SERVICE_NAME = "llamaherd-gateway"
@@ -31,12 +32,18 @@ def main() -> int:
     start_logging(SERVICE_NAME, settings.log_level)
     stop_tracing = start_tracing(SERVICE_NAME)
     try:
+        metrics = start_metrics(SERVICE_NAME, endpoint(settings.metrics_host, settings.metrics_port))
+    except OSError as error:
+        log.error("metrics cannot be served", host=settings.metrics_host, port=settings.metrics_port, error=str(error))
+        return 1
+    try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(_run(settings))
     except (ServerUnfit, OSError, RuntimeError) as error:
         log.error("gateway cannot run", error=str(error))
         return 1
     finally:
+        metrics.stop()
         stop_tracing()
     return 0
 

@@ -17,6 +17,7 @@ from service.admission import Admission
 from service.backoff import Backoff, until_answered
 from service.follow import Follower
 from service.health import Health
+from service.metrics import HerdView
 from service.model_servicer import ModelServicer
 from service.models import Models
 from service.owned import OwnedCalls
@@ -76,6 +77,7 @@ class Gateway:
         self._models = Models(broker, settings.dead_after_ms / 1000, settings.stale_after_s)
         self._relay = Relay(broker)
         self._admission = Admission(settings.max_streams)
+        self._herd_view = HerdView(broker, self._models, self._admission)
         self._health = Health([GENERATION.full_name, MODEL.full_name], [service.full_name for service in UNSERVED])
 
     async def run(self, stop: asyncio.Event, on_listening: Callable[[int], None]) -> None:
@@ -91,6 +93,7 @@ class Gateway:
                 group.create_task(self._relay.sweep(), name="sweep"),
                 group.create_task(self._relay.leaver.run(), name="leaver"),
                 group.create_task(self._models.watch(self._note_models), name="models"),
+                group.create_task(self._herd_view.watch(), name="herd-view"),
             ]
             self._add_services(server, OwnedCalls(group))
             await server.start()

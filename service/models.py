@@ -15,6 +15,7 @@ from contract.broker import Broker, WorkerBeat
 from contract.bundle import ModelBundle
 from contract.errors import BrokerDown, FieldViolation, InvalidRequest, NoWorker, UnknownModel
 from service.backoff import until_answered
+from service.metrics import count_redis_outage
 from service.tokenizer import PromptTokenizer
 
 POLL_S = 0.3
@@ -218,6 +219,7 @@ class Models:
     def _note_outage(self) -> None:
         if not self.is_broker_down:
             log.warning("the broker does not answer")
+            count_redis_outage()
         self.is_broker_down = True
         self._liveness.start_over()
         self.live = {}

@@ -17,6 +17,7 @@ from contract.errors import BrokerDown
 from contract.messages import Job, LogEntry, MalformedMessage
 from service.backoff import Backoff, until_answered
 from service.leaver import Leaver
+from service.metrics import count_log_fill
 from service.token_stream import TokenStream
 
 BEAT_S = 0.2
@@ -151,6 +152,7 @@ class Relay:
 
     async def _read_log(self, generation_id: str, from_position: int) -> Sequence[LogEntry]:
         async with self._fills:
+            count_log_fill()
             return await until_answered(lambda: self._broker.read_log(generation_id, from_position))
 
     def _all(self) -> list[TokenStream]:

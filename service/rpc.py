@@ -21,7 +21,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from contract import keys
 from contract.errors import DeadlinePassed, FieldViolation, InvalidRequest, ServeError, Unimplemented
 from contract.trace import extract_context
-from service import status
+from service import metrics, status
 from telemetry import names
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -173,5 +173,7 @@ def _observed(method: str, context: Context) -> Iterator[_Outcome]:
                 span.set_attribute(names.ATTR_ERROR_TYPE, outcome.reason)
             if status.is_fault(outcome.code):
                 span.set_status(Status(StatusCode.ERROR, outcome.reason))
-            duration_s = round(time.monotonic() - started_s, 4)
-            log.info("rpc ended", method=method, code=outcome.code, reason=outcome.reason, duration_s=duration_s)
+            duration_s = time.monotonic() - started_s
+            metrics.note_rpc(method, outcome.code, outcome.reason, duration_s)
+            facts = {"method": method, "code": outcome.code, "reason": outcome.reason}
+            log.info("rpc ended", **facts, duration_s=round(duration_s, 4))

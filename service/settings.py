@@ -44,6 +44,10 @@ class GatewaySettings(BaseSettings):
         description="a worker whose device finishes no step, and when idle no probe, for this long does not count for "
         "health; at least what the longest step takes",
     )
+    metrics_host: str = Field(
+        default="127.0.0.1", min_length=1, description="address where Prometheus may ask for /metrics; never TLS"
+    )
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="its port; 0 opens none")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="lowest level logged")
 
     @model_validator(mode="after")

@@ -1,16 +1,19 @@
-"""What a generation's RPC says of itself on its span: settings, counts and times, never texts."""
+"""What a generation's RPC says of itself, on its span and to the metrics: settings, counts and times, never texts."""
 
 from opentelemetry import trace
 
 from contract.messages import Ending, Job
+from service import metrics
 from telemetry import names
 
 
 def describe_operation(*, is_chat: bool, is_stream: bool) -> None:
     """What kind of RPC this is."""
+    operation = names.OPERATION_CHAT if is_chat else names.OPERATION_TEXT
+    metrics.note_operation(operation)
     trace.get_current_span().set_attributes(
         {
-            names.ATTR_OPERATION: names.OPERATION_CHAT if is_chat else names.OPERATION_TEXT,
+            names.ATTR_OPERATION: operation,
             names.ATTR_PROVIDER: names.PROVIDER,
             names.ATTR_REQUEST_STREAM: is_stream,
         }
@@ -19,6 +22,7 @@ def describe_operation(*, is_chat: bool, is_stream: bool) -> None:
 
 def describe_job(job: Job) -> None:
     """What will be used."""
+    metrics.note_job(job.model, len(job.prompt_ids))
     trace.get_current_span().set_attributes(
         {
             names.ATTR_GENERATION_ID: job.generation_id,
@@ -38,11 +42,13 @@ def describe_job(job: Job) -> None:
 
 def describe_first_token(after_s: float) -> None:
     """When the first token was given to the client, in seconds after the RPC began."""
+    metrics.note_first_token(after_s)
     trace.get_current_span().set_attribute(names.ATTR_TIME_TO_FIRST_CHUNK, after_s)
 
 
 def describe_ending(ending: Ending, job: Job) -> None:
     """What came out."""
+    metrics.note_ending(ending, job)
     reasons = [end.reason for end in ending.choice_ends] or [ending.reason.value]
     trace.get_current_span().set_attributes(
         {

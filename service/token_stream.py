@@ -8,6 +8,7 @@ from contract.broker import Standing, State
 from contract.errors import LogBehind
 from contract.messages import Job, LogEntry, MalformedMessage
 from service.cursor import Cursor, Disagreement, MissingMark, Piece, Place
+from service.metrics import count_sent_tokens
 
 MAX_BUFFER_BYTES = 256 * 1024  # for a slow reader; beyond it the buffer is dropped and the log is read later
 MAX_MESSAGE_BYTES = 1024 * 1024  # of tokens joined in one message: clients take 4 MiB by default
@@ -191,6 +192,7 @@ class TokenStream:
 
     def _drain(self) -> list[bytes]:
         messages = _join(self._buffer)
+        count_sent_tokens(self.cursor.position - self._sent.position)
         self._sent = self.cursor.place
         self._clear_buffer()
         return messages

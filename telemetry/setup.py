@@ -1,4 +1,4 @@
-"""Starts tracing in a process, by the standard OTEL_* variables. Spans leave over OTLP http/protobuf only.
+"""Starts tracing in a process, by the standard OTEL_* variables. Spans and metrics leave over OTLP http/protobuf only.
 
 Never over gRPC: the worker must not load it. Without an endpoint spans are made, so that traces have ids and contexts
 cross the hops, and go nowhere.
@@ -33,9 +33,9 @@ def start_tracing(service_name: str) -> Callable[[], None]:
     environ = os.environ
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return _nothing_to_flush
-    provider = TracerProvider(resource=_resource(service_name), shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource_of(service_name), shutdown_on_exit=False)
     trace.set_tracer_provider(provider)
-    if not _exports(environ):
+    if not exports(environ, "TRACES"):
         return _nothing_to_flush
     exporter = OTLPSpanExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -51,7 +51,7 @@ def start_tracing(service_name: str) -> Callable[[], None]:
     return stop_tracing
 
 
-def _resource(service_name: str) -> Resource:
+def resource_of(service_name: str) -> Resource:
     """Who this process is. OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME go before `service_name`."""
     stated = Resource.create({PROCESS_PID: os.getpid()})  # reads the environment; an unset name is "unknown_service"
     if str(stated.attributes[SERVICE_NAME]).startswith("unknown_service"):
@@ -59,17 +59,21 @@ def _resource(service_name: str) -> Resource:
     return stated
 
 
-def _exports(environ: Mapping[str, str]) -> bool:
-    """Whether spans leave the process: by default if and only if an endpoint is set."""
-    wanted = [name.strip() for name in environ.get("OTEL_TRACES_EXPORTER", "").split(",") if name.strip()]
+def exports(environ: Mapping[str, str], signal: str) -> bool:
+    """Whether a signal leaves the process over OTLP: by default if and only if an endpoint is set.
+
+    Args:
+        signal: TRACES or METRICS, as the names of the standard variables have it.
+    """
+    wanted = [name.strip() for name in environ.get(f"OTEL_{signal}_EXPORTER", "").split(",") if name.strip()]
     if unknown := sorted(set(wanted) - {"otlp", "none"}):
-        _log.warning("OTEL_TRACES_EXPORTER names %s; only otlp and none are known", ", ".join(unknown))
-    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        _log.warning("OTEL_%s_EXPORTER names %s; only otlp and none are known", signal, ", ".join(unknown))
+    protocol = environ.get(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
     if protocol and protocol != "http/protobuf":
-        _log.warning("OTLP protocol %s is asked for; spans go over http/protobuf", protocol)
+        _log.warning("OTLP protocol %s is asked for; %s go over http/protobuf", protocol, signal.lower())
     if wanted:
         return "otlp" in wanted
-    return bool(environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+    return bool(environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"))
 
 
 def _nothing_to_flush() -> None:

@@ -6,16 +6,21 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import structlog
 from pydantic import ValidationError
 
 from contract.broker import Broker
 from telemetry.environment import refuse_unknown
 from telemetry.logs import start_logging
+from telemetry.metrics import endpoint, start_metrics
+from worker import exit_status
 from worker.settings import WorkerSettings, read_settings
 from worker.supervisor import Supervisor
 
 SERVICE_NAME = "llamaherd-worker-supervisor"
 ENGINE_COMMAND = (sys.executable, "-m", "worker.serve")
+
+log = structlog.get_logger(__name__)
 
 
 def main(engine_command: Sequence[str] = ENGINE_COMMAND) -> int:
@@ -46,7 +51,19 @@ async def _supervise(settings: WorkerSettings, engine_command: Sequence[str]) ->
         loop.add_signal_handler(number, on_signal)
     broker = Broker.connect(settings.redis_url)
     try:
-        return await Supervisor(settings, broker, engine_command).run(stop, force)
+        supervisor = Supervisor(settings, broker, engine_command)
+        where = endpoint(settings.metrics_host, settings.metrics_port)
+        try:
+            metrics = start_metrics(SERVICE_NAME, where, more=supervisor.meter.engine_text)
+        except OSError as error:
+            log.error(
+                "metrics cannot be served", host=settings.metrics_host, port=settings.metrics_port, error=str(error)
+            )
+            return exit_status.UNFIT
+        try:
+            return await supervisor.run(stop, force)
+        finally:
+            metrics.stop()
     finally:
         await broker.close()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from worker.engine.occupancy import Occupancy
 from worker.engine.sequence import FinishEvent, FinishReason, GenerationRequest, StepEvent
 from worker.progress import Progress
 
@@ -43,6 +44,11 @@ class SteppingEngine(Protocol):
 
     def probe(self) -> None:
         """Compute something tiny on the device; raise if it is lost."""
+        ...
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full it is."""
         ...
 
     @property

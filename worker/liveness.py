@@ -14,6 +14,7 @@ import structlog
 from contract.broker import Broker
 from contract.errors import BrokerDown
 from worker.stillness import Stillness
+from worker.supervisor_metrics import count_reap
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +57,7 @@ class Detector:
         num_freed = await self._broker.reap(worker_id, beat, self._model)
         if num_freed is not None:
             log.warning("dead worker reaped", worker_id=worker_id, num_freed=num_freed)
+            count_reap(self._model)
 
 
 async def reap_own(broker: Broker, worker_id: str, model: str) -> None:
@@ -64,3 +66,4 @@ async def reap_own(broker: Broker, worker_id: str, model: str) -> None:
     while num_freed is None:  # a last beat of ours may have been on its way
         beats = {each.worker_id: each.beat for each in await broker.pool()}
         num_freed = await broker.reap(worker_id, beats.get(worker_id, ""), model)
+    count_reap(model)

@@ -62,6 +62,10 @@ class Progress:
         num_slots: attempts that can be held.
         device_ms: when the device last finished a step or a probe, in milliseconds of the system's monotonic clock,
             which both processes share; 0 before the first.
+        num_attempts, num_prompt_tokens, num_output_tokens: so far.
+        num_sequences: sequences that hold KV blocks.
+        kv_blocks_used, kv_blocks: of the KV cache.
+        metrics_port: where the engine process tells its own metrics, on loopback; 0 is nowhere.
         device, quantization: what was chosen, once known; else ''.
     """
 
@@ -73,6 +77,13 @@ class Progress:
     num_running = _Counter(5)
     num_slots = _Counter(6)
     device_ms = _Counter(7)
+    num_attempts = _Counter(16)
+    num_prompt_tokens = _Counter(17)
+    num_output_tokens = _Counter(18)
+    num_sequences = _Counter(19)
+    kv_blocks_used = _Counter(20)
+    kv_blocks = _Counter(21)
+    metrics_port = _Counter(22)
     device = _Text(1024)
     quantization = _Text(1024 + _TEXT_BYTES)
 

@@ -13,6 +13,7 @@ import structlog
 
 from contract.broker import Broker, ServerUnfit
 from telemetry.logs import start_logging
+from telemetry.metrics import Endpoint, start_metrics
 from telemetry.setup import start_tracing
 from worker import exit_status
 from worker.attempt import Attempt
@@ -21,6 +22,7 @@ from worker.claim import Claimer
 from worker.drain import drain
 from worker.engine_thread import EngineThread
 from worker.holdings import Holdings, Parting
+from worker.metrics import StepMeter, record_parting
 from worker.progress import Progress, WorkerState
 from worker.publish import Publisher
 from worker.reconcile import Reconciler
@@ -28,6 +30,7 @@ from worker.retry import until_answered
 from worker.served import Served
 from worker.settings import WorkerSettings, read_settings
 from worker.spans import record_attempt
+from worker.supervisor_metrics import ENGINE_HOST
 from worker.take import Taker
 
 log = structlog.get_logger(__name__)
@@ -43,14 +46,15 @@ async def serve(
     served: Served, settings: WorkerSettings, broker: Broker, worker_id: str, progress: Progress, stop: asyncio.Event
 ) -> None:
     """Serve until `stop`, then finish or hand back what is held. Crashes if any part crashes."""
-    engine = EngineThread(served.engine, progress)
+    engine = EngineThread(StepMeter(served.engine, settings.served_name, progress), progress)
 
     def parted(attempt: Attempt, parting: Parting) -> None:
         record_attempt(attempt, parting, worker_id)
+        record_parting(attempt, parting)
 
     holdings = Holdings(settings.max_sequences, engine, progress, parted)
     publisher = Publisher(broker, holdings, engine, max_unpublished_tokens=settings.max_unpublished_tokens)
-    taker = Taker(broker, worker_id, served.bundle, holdings, engine, publisher)
+    taker = Taker(broker, worker_id, settings.served_name, served.bundle, holdings, engine, publisher)
     claimer = Claimer(broker, worker_id, settings.served_name, holdings, taker)
     reconciler = Reconciler(broker, worker_id, settings.served_name, holdings, publisher)
     bundle = served.bundle.to_bytes()
@@ -102,10 +106,14 @@ def run_process(load: Load, worker_id: str, progress_fd: int) -> int:
     settings = read_settings()
     start_logging(SERVICE_NAME, settings.log_level)
     stop_tracing = start_tracing(SERVICE_NAME)
+    metrics = start_metrics(SERVICE_NAME, Endpoint(ENGINE_HOST, 0) if settings.metrics_port else None)
+    progress = Progress(progress_fd)
+    progress.metrics_port = metrics.port
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))  # while loading nothing is held
     try:
-        return _load_and_serve(load, settings, worker_id, Progress(progress_fd))
+        return _load_and_serve(load, settings, worker_id, progress)
     finally:
+        metrics.stop()
         stop_tracing()
 
 

@@ -52,6 +52,10 @@ class WorkerSettings(BaseSettings):
     max_unpublished_tokens: int = Field(
         default=256, ge=1, description="tokens of one generation not yet in its log; then it is held"
     )
+    metrics_host: str = Field(
+        default="127.0.0.1", min_length=1, description="address where Prometheus may ask for /metrics; never TLS"
+    )
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="its port; 0 opens none")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level that is logged"
     )

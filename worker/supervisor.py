@@ -20,6 +20,7 @@ from worker.engine_process import Condition, EngineProcess
 from worker.liveness import Detector, reap_own
 from worker.progress import WorkerState
 from worker.settings import WorkerSettings
+from worker.supervisor_metrics import WorkerMeter, count_redis_outage
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,12 @@ class Supervisor:
         self._current_id = ""
         self._deaths: deque[float] = deque()
         self._is_broker_down = False
+        self._meter = WorkerMeter(settings.served_name)
+
+    @property
+    def meter(self) -> WorkerMeter:
+        """What it tells of itself."""
+        return self._meter
 
     async def run(self, stop: asyncio.Event, force: asyncio.Event) -> int:
         """Run until `stop` and everything held is finished or handed back; return the process' exit status.
@@ -65,10 +72,12 @@ class Supervisor:
         while True:
             engine = EngineProcess(self._command, stuck_after_s=self._settings.stuck_after_s)
             self._current_id = engine.worker_id
+            self._meter.attend(engine.progress)
             log.info("engine process started", worker_id=engine.worker_id, pid=engine.pid)
             try:
                 status = await self._attend(engine, stop, force)
             finally:
+                self._meter.ended(died=not stop.is_set())
                 engine.close()
             await self._free(engine.worker_id)
             if stop.is_set():
@@ -117,6 +126,7 @@ class Supervisor:
         except BrokerDown:
             if not self._is_broker_down:
                 log.warning("broker does not answer")
+                count_redis_outage()
             self._is_broker_down = True
         else:
             self._is_broker_down = False
@@ -136,6 +146,7 @@ class Supervisor:
             "device_age_ms": _age_ms(progress.device_ms),
             "device": progress.device,
             "quantization": progress.quantization,
+            **self._meter.beat_fields(),
         }
 
     async def _end_on(self, stop: asyncio.Event, engine: EngineProcess) -> None:

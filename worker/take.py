@@ -5,7 +5,7 @@ import time
 
 import structlog
 
-from contract.broker import Broker, Delivered, StepRow, Taken, new_lease
+from contract.broker import Broker, Delivered, NotTaken, StepRow, Taken, new_lease
 from contract.bundle import ModelBundle
 from contract.messages import CHAIN_START, Alternative, EndReason, LoggedToken, TokenRow, decode_tokens
 from worker.attempt import FAILED_TEXT, Attempt
@@ -13,6 +13,7 @@ from worker.bundle import token_pieces
 from worker.engine.sequence import GenerationRequest, SamplingParams, StoppingParams
 from worker.engine_thread import EngineThread
 from worker.holdings import Holdings, Parting
+from worker.metrics import count_poison, record_take
 from worker.publish import Publisher
 from worker.retry import until_answered
 from worker.spans import record_queue
@@ -29,6 +30,7 @@ class Taker:
         self,
         broker: Broker,
         worker_id: str,
+        model: str,
         bundle: ModelBundle,
         holdings: Holdings,
         engine: EngineThread,
@@ -36,6 +38,7 @@ class Taker:
     ) -> None:
         self._broker = broker
         self._worker_id = worker_id
+        self._model = model
         self._eos_token_ids = bundle.eos_ids
         self._pieces = token_pieces(bundle)
         self._holdings = holdings
@@ -50,6 +53,9 @@ class Taker:
             taken = await until_answered(lambda: self._broker.take(entry, worker_id=self._worker_id, lease=lease))
             if isinstance(taken, Taken):
                 await self._begin(taken)
+            elif taken is NotTaken.POISON:
+                log.error("job set aside: it kept killing workers", generation_id=entry.generation_id)
+                count_poison(self._model)
         except ValueError as error:  # MalformedMessage, or a parameter out of bounds: the job's fault, not ours
             log.error("job cannot be read", generation_id=entry.generation_id, error=str(error))
             await self._fail(entry, lease)
@@ -76,6 +82,7 @@ class Taker:
         log.info("taken", num_tokens=taken.num_tokens, **attempt.facts)
         self._holdings.add(attempt)
         self._engine.add(request)
+        record_take(attempt)
         if taken.cancel:
             self._publisher.cancel(attempt)
         if taken.attempt == 1:

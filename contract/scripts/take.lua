@@ -2,7 +2,7 @@
 -- Turn an entry that is pending to this worker into a lease. A retry with the same lease answers the same.
 -- KEYS gen log q
 -- ARGV tag id worker lease entry cap
--- -> OK attempt T chain cancel accepted deadline now job | LOST | DROP
+-- -> OK attempt T chain cancel accepted deadline now job | LOST | DROP [reason]
 local tag, id, worker, lease, entry = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local gen, log, q = KEYS[1], KEYS[2], KEYS[3]
 local own = redis.call('XPENDING', q, GROUP, entry, entry, 1)
@@ -29,7 +29,7 @@ local box = {}
 if reason then
   close(tag, id, reason, '', '', box)
   send(tag, box)
-  return {'DROP'}
+  return {'DROP', reason}
 end
 local attempt = num(m[4]) + 1
 redis.call('XADD', log, m[5] .. '-' .. attempt, 's', attempt, 'w', worker)

@@ -4,7 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from scripts import settings_table
+from scripts import metrics_table, settings_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,6 +14,13 @@ def test_every_setting_stands_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
 
     assert settings_table.written(readme) == readme
+
+
+def test_every_metric_stands_in_its_table() -> None:
+    """`python -m scripts.metrics_table --write` makes it so."""
+    document = metrics_table.README.read_text()
+
+    assert metrics_table.written(document) == document
 
 
 def test_every_folder_stands_in_the_readme() -> None:

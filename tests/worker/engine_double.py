@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 
+from worker.engine.occupancy import Occupancy
 from worker.engine.sequence import (
     FinishEvent,
     FinishReason,
@@ -88,6 +89,7 @@ class EngineDouble:
         self._held: set[str] = set()
         self.num_steps = 0
         self.num_probes = 0
+        self.num_scheduled = 0
         self.num_steps_at_cancel = 0
 
     @property
@@ -124,6 +126,12 @@ class EngineDouble:
             self._held.discard(generation_id)
 
     @property
+    def occupancy(self) -> Occupancy:
+        """As the engine does; a block for each generation, of as many as there are tokens."""
+        num_requests = len(self._requests)
+        return Occupancy(num_requests, self.num_scheduled, num_requests, VOCAB, 0)
+
+    @property
     def has_work(self) -> bool:
         """As the engine does."""
         return any(self._is_due(each) for each in self._requests.values())
@@ -148,6 +156,7 @@ class EngineDouble:
         self.pace()
         self.num_steps += 1
         events: list[StepEvent] = []
+        self.num_scheduled = sum(map(self._is_due, self._requests.values()))
         for request in tuple(self._requests.values()):
             if self._is_due(request):
                 events += self._advance(request)

@@ -16,6 +16,7 @@ from worker.engine.generation import Branch, Generation, open_generation
 from worker.engine.isolation import Failure, run_isolated
 from worker.engine.kv_cache import BlockPool
 from worker.engine.logprobs import ScoredToken
+from worker.engine.occupancy import Occupancy
 from worker.engine.scheduler import EngineSettings, Scheduler
 from worker.engine.sequence import (
     FinishEvent,
@@ -138,6 +139,15 @@ class Engine:
     def kv_blocks_free(self) -> int:
         """Blocks of the KV cache that no sequence holds."""
         return self._pool.num_free
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full it is, for metrics."""
+        blocks, pool = self._model.num_blocks, self._pool
+        scheduler = self._scheduler
+        return Occupancy(
+            scheduler.num_running, scheduler.num_scheduled, blocks - pool.num_free, blocks, scheduler.num_preemptions
+        )
 
     def check(self) -> None:
         """Raise AssertionError unless generations, scheduler and block pool agree."""

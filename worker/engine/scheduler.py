@@ -53,6 +53,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_scheduled = 0  # slices of the last step
 
     @property
     def num_running(self) -> int:
@@ -101,6 +102,7 @@ class Scheduler:
             self._admit(admitted)
             slices.append(self._next_slice(admitted, budget))
             budget -= slices[-1].num_tokens
+        self.num_scheduled = len(slices)
         return slices
 
     def check(self) -> None:
