@@ -93,7 +93,7 @@ class Broker:
     async def submit(
         self, job: Job, *, caller: str, digest: str, gateway_id: str, max_waiting: int, window_ms: int
     ) -> Submitted:
-        """Queue a generation, or attach to the one that stands under its id.
+        """Queue a generation, or attach to the one that stands under its id. With gateway_id '' nobody reads it yet.
 
         Raises Overloaded, RequestIdReused (another digest), UnknownGeneration (another caller's).
         """
@@ -108,10 +108,10 @@ class Broker:
         )
         match answer[0]:
             case b"QUEUED":
-                return Submitted(generation_id, False, State.QUEUED, 0, int(answer[1]), int(answer[2]))
+                return Submitted(generation_id, False, State.QUEUED, 0, int(answer[1]), int(answer[2]), True)
             case b"ATTACHED":
                 state = State(answer[1].decode())
-                return Submitted(generation_id, True, state, int(answer[2]), 0, int(answer[3]))
+                return Submitted(generation_id, True, state, int(answer[2]), 0, int(answer[3]), bool(answer[4]))
             case b"OVERLOADED":
                 raise Overloaded(int(answer[1]), max_waiting, 1.0)
             case b"CONFLICT":
@@ -120,8 +120,12 @@ class Broker:
                 raise UnknownGeneration(generation_id)
 
     async def attach(self, generation_id: str, *, caller: str, gateway_id: str) -> Record:
-        """Register as a reader, before the log is read. Raises UnknownGeneration."""
-        answer = await self._run("attach", [keys.record(generation_id)], [caller, gateway_id])
+        """Register as a reader, before the log is read. Raises UnknownGeneration.
+
+        Where the answer says that this gateway gets no rows, four others do: read the log, and attach again now and
+        then, for a place may become free.
+        """
+        answer = await self._run("attach", [keys.record(generation_id)], [keys.TAG, caller, gateway_id])
         if answer is None:
             raise UnknownGeneration(generation_id)
         return parse_record(answer)

@@ -12,7 +12,7 @@ ServeError
 │   ├── NoWorker        nobody serves this model at the moment
 │   └── BrokerDown      Redis does not answer
 ├── DeadlinePassed      the caller's deadline is over
-├── OffsetTrimmed       the resume point lies beyond the log
+├── PositionAhead       the resume point lies beyond the log
 ├── LogBehind           the log lost a tail that the caller has seen
 ├── PoisonJob           every attempt at this job ended its worker
 ├── GenerationFailed    the engine gave this generation up
@@ -121,18 +121,19 @@ class DeadlinePassed(ServeError):
         super().__init__(f"the deadline passed {where}")
 
 
-class OffsetTrimmed(ServeError):
-    """The resume point lies beyond the end of a finished log."""
+class PositionAhead(ServeError):
+    """The resume point lies beyond the end of the log, or beyond one that has stopped to grow."""
 
     def __init__(self, position: int, num_tokens: int) -> None:
         super().__init__(f"position {position} is beyond the log, which has {num_tokens} tokens")
+        self.num_tokens = num_tokens
 
 
 class LogBehind(ServeError):
     """The log lost a tail that this reader has already been given; going on would fork the text."""
 
     def __init__(self, position: int) -> None:
-        super().__init__(f"the token log no longer agrees with what was delivered up to position {position}")
+        super().__init__(f"the token log does not agree with what was delivered up to position {position}")
 
 
 class PoisonJob(ServeError):

@@ -26,6 +26,7 @@ class Submitted:
     num_tokens: int
     position: int  # how many wait before it; 0 when attached
     accepted_ms: int
+    gets_rows: bool  # False: four gateways read it already, or it is finished; the log tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Record:
     job: Job
     accepted_ms: int
     window_ms: int
+    gets_rows: bool  # whether the gateway that attached gets inbox rows; the log tells where not
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from contract.outcomes import Delivered, Record, RowOutcome, RowReply, Standing,
 _OUTCOMES = {b"OK": RowOutcome.OK, b"DONE": RowOutcome.DONE, b"FENCED": RowOutcome.FENCED, b"BACK": RowOutcome.BACK}
 
 
-def parse_record(answer: Sequence[bytes]) -> Record:
+def parse_record(answer: Sequence[Any]) -> Record:
     """What attach.lua answers."""
-    state, caller, num_tokens, chain, attempt, reason, job, accepted_ms, window_ms = answer
+    state, caller, num_tokens, chain, attempt, reason, job, accepted_ms, window_ms, gets_rows = answer
     return Record(
         state=State(state.decode()),
         caller=caller.decode(),
@@ -22,6 +22,7 @@ def parse_record(answer: Sequence[bytes]) -> Record:
         job=Job.from_bytes(job),
         accepted_ms=int(accepted_ms),
         window_ms=int(window_ms),
+        gets_rows=bool(gets_rows),
     )
 
 

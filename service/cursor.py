@@ -21,6 +21,25 @@ class MissingMark(Disagreement):
     """An attempt before the one at hand was not told: its mark stands further back in the log."""
 
 
+class Fork(Disagreement):
+    """The log holds other tokens before the resume position than its reader was once given."""
+
+
+class BeyondEnd(Disagreement):
+    """The generation ended before the resume position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where a reader comes in: the first position it wants, and the chain before it, if it knows that."""
+
+    position: int = 0
+    chain: int | None = None
+
+
+FROM_START = Resume()
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A serialized message; tokens may be joined by concatenation, anything else is a message of its own."""
@@ -36,28 +55,41 @@ class Place:
     position: int = 0
     attempt: int = 0
     told_choices: frozenset[int] = frozenset()
+    past_ends: tuple[ChoiceEnd, ...] = ()
 
 
 class Cursor:
     """Takes entries in any order; gives out each token, mark and end once, in the order of the log.
+
+    A reader that resumes takes the log from its start, so that its chain can be compared, and gives nothing out before
+    the resume position. There it gives out what of the past still stands: the last attempt begun, and the end of each
+    choice that has ended.
 
     Invariant: `_chains[i]` is the chain before position i, for every position taken; so there is one more of them
     than of `_choices`, which has the choice of the token at each.
 
     Attributes:
         job: what is generated; to be known before the end is taken.
-        attempt: the highest attempt told.
+        attempt: the highest attempt taken.
         ending: how the generation ended; then nothing more comes.
+        resume: where the reader comes in.
     """
 
-    def __init__(self, job: Job | None) -> None:
+    def __init__(self, job: Job | None, resume: Resume = FROM_START) -> None:
         """Args: job: None if it is set later."""
         self.job = job
+        self.resume = resume
         self.attempt = 0
         self.ending: Ending | None = None
         self._chains = array("I", [CHAIN_START])
         self._choices = bytearray()
         self._told_choices: set[int] = set()
+        self._past_ends: list[ChoiceEnd] = []  # before the resume position; told when that is reached
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the resume position lies beyond what was taken."""
+        return self.position < self.resume.position
 
     @property
     def position(self) -> int:
@@ -72,7 +104,7 @@ class Cursor:
     @property
     def place(self) -> Place:
         """Where the cursor stands."""
-        return Place(self.position, self.attempt, frozenset(self._told_choices))
+        return Place(self.position, self.attempt, frozenset(self._told_choices), tuple(self._past_ends))
 
     def go_back(self, place: Place) -> None:
         """Forget what was taken after `place`."""
@@ -80,13 +112,14 @@ class Cursor:
         del self._choices[place.position :]
         self.attempt = place.attempt
         self._told_choices = set(place.told_choices)
+        self._past_ends = list(place.past_ends)
         self.ending = None
 
     def take(self, entry: LogEntry) -> list[Piece]:
         """What the entry adds: nothing if it was taken before.
 
-        Raises Disagreement if there is a gap before it or it contradicts what was taken, MissingMark, and
-        MalformedMessage; nothing of the entry is then taken.
+        Raises Disagreement if there is a gap before it or it contradicts what was taken, MissingMark, Fork, BeyondEnd,
+        and MalformedMessage; nothing of the entry is then taken.
         """
         match entry:
             case TokenRow():
@@ -109,11 +142,31 @@ class Cursor:
         new = tokens[old:]
         if new and new[0].position != self.position:
             raise Disagreement
-        pieces = [Piece(row.body if old == 0 else _encode(new), is_tokens=True)] if new else []
+        if self.position + len(new) < self.resume.position:
+            self._past_ends += self._untold(row.choice_ends)
+            self._extend(new)
+            return []
+        pieces: list[Piece] = []
+        wanted = new
+        if self.is_ahead:
+            pieces, wanted = self._arrive(new), new[self.resume.position - self.position :]
+        if wanted:
+            pieces.append(Piece(row.body if len(wanted) == len(tokens) else _encode(wanted), is_tokens=True))
         pieces += self._tell(row.choice_ends)
+        self._extend(new)
+        return pieces
+
+    def _extend(self, new: Sequence[common_pb2.Token]) -> None:
         self._chains.extend(token.chain for token in new)
         self._choices.extend(token.choice for token in new)
-        return pieces
+
+    def _arrive(self, new: Sequence[common_pb2.Token]) -> list[Piece]:
+        """The resume position is behind one of the new tokens: what stands there. Raises Fork."""
+        if self.resume.chain not in (None, new[self.resume.position - self.position - 1].chain):
+            raise Fork
+        pieces = [Piece(events.started(AttemptMark(0, self.attempt)), is_tokens=False)] if self.attempt else []
+        past, self._past_ends = self._past_ends, []
+        return pieces + self._tell(past)
 
     def _take_mark(self, mark: AttemptMark) -> list[Piece]:
         if mark.attempt <= self.attempt:
@@ -123,7 +176,7 @@ class Cursor:
         if mark.attempt > self.attempt + 1:
             raise MissingMark
         self.attempt = mark.attempt
-        return [Piece(events.started(mark), is_tokens=False)]
+        return [] if self.is_ahead else [Piece(events.started(mark), is_tokens=False)]
 
     def _take_ending(self, ending: Ending) -> list[Piece]:
         if self.ending is not None:
@@ -132,6 +185,8 @@ class Cursor:
             raise Disagreement
         if ending.attempts > self.attempt:
             raise MissingMark
+        if self.is_ahead:
+            raise BeyondEnd
         assert self.job is not None, "the end came before the job"
         counts = [self._choices.count(choice) for choice in range(self.job.num_choices)]
         pieces = self._tell(events.ends_of(ending, counts, self._told_choices))
@@ -141,10 +196,14 @@ class Cursor:
         return pieces
 
     def _tell(self, ends: Sequence[ChoiceEnd]) -> list[Piece]:
-        untold = [end for end in ends if end.choice not in self._told_choices]
+        untold = self._untold(ends)
         pieces = [Piece(events.choice_finished(end), is_tokens=False) for end in untold]
         self._told_choices.update(end.choice for end in untold)
         return pieces
+
+    def _untold(self, ends: Sequence[ChoiceEnd]) -> list[ChoiceEnd]:
+        known = self._told_choices | {end.choice for end in self._past_ends}
+        return [end for end in ends if end.choice not in known]
 
 
 def _encode(tokens: Sequence[common_pb2.Token]) -> bytes:

@@ -12,15 +12,9 @@ from llamaherd.v1 import common_pb2, generation_pb2
 _Response = generation_pb2.GenerateResponse
 
 
-def accepted(generation_id: str, job: Job) -> bytes:
-    """First: the id, and the settings with every default filled in."""
-    return _Response(
-        accepted=common_pb2.Accepted(
-            generation_id=generation_id,
-            prompt_tokens=len(job.prompt_ids),
-            settings=settings_of(job),
-        )
-    ).SerializeToString()
+def accepted(job: Job) -> bytes:
+    """First."""
+    return _Response(accepted=accepted_of(job)).SerializeToString()
 
 
 def queued(position: int) -> bytes:
@@ -45,6 +39,13 @@ def completed(ending: Ending, job: Job) -> bytes:
             usage=usage_of(ending, job), timings=timings_of(ending.times), attempts=ending.attempts
         )
     ).SerializeToString()
+
+
+def accepted_of(job: Job) -> common_pb2.Accepted:
+    """The id, and the settings with every default filled in."""
+    return common_pb2.Accepted(
+        generation_id=job.generation_id, prompt_tokens=len(job.prompt_ids), settings=settings_of(job)
+    )
 
 
 def finish_of(end: ChoiceEnd) -> common_pb2.ChoiceFinished:

@@ -1,4 +1,4 @@
-"""From a call to a stream of its generation: validate, submit, and then whatever the relay brings."""
+"""From a call to a stream of its generation: validate and submit, or attach; then whatever the relay brings."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +10,7 @@ from contract.errors import UnknownGeneration
 from contract.messages import Ending, Job
 from service import events, spans
 from service.admission import Admission
+from service.cursor import Resume
 from service.models import Models
 from service.relay import Relay
 from service.submit import Submitter
@@ -20,9 +21,15 @@ log = structlog.get_logger(__name__)
 
 
 class Followed:
-    """A generation that stands, and one RPC's stream of it."""
+    """A generation that stands, and one RPC's stream of it.
 
-    def __init__(self, call: Call, job: Job, stream: TokenStream, queue_position: int, submitter: Submitter) -> None:
+    Args:
+        call: what was asked for, if this RPC began the generation; then a record that is lost can be made again.
+    """
+
+    def __init__(
+        self, call: Call | None, job: Job, stream: TokenStream, queue_position: int, submitter: Submitter
+    ) -> None:
         self.job = job
         self.queue_position = queue_position
         self._call = call
@@ -50,13 +57,15 @@ class Followed:
 
     def accepted(self) -> bytes:
         """The first message."""
-        return events.accepted(self.job.generation_id, self.job)
+        return events.accepted(self.job)
 
     async def next_messages(self) -> list[bytes]:
         """The next messages, serialized; waits for one. Raises ServeError."""
         try:
             return await self._stream.next_messages()
         except RecordGone:
+            if self._call is None:
+                raise UnknownGeneration(self.job.generation_id) from None
             log.warning("record was lost; the job is submitted again")
             await self._submitter.submit(self._call, self.job, self._stream)
             self._stream.restart()
@@ -91,16 +100,41 @@ class Follower:
         Raises ServeError.
         """
         with self._admission.enter():
-            generation_id = self._submitter.generation_id(call)
-            structlog.contextvars.bind_contextvars(generation_id=generation_id)
-            job = await validate(call, generation_id, self._models, max_log_bytes=self._max_log_bytes)
-            with self._relay.open(generation_id, call.caller, job) as stream:
+            job = await self._validated(call)
+            with self._relay.open(job.generation_id, call.caller, job) as stream:
                 submitted = await self._submitter.submit(call, job, stream)
                 if submitted.attached:
                     job = await self._job_that_stands(call, job)
                     stream.attach_to(job)
                 spans.describe_job(job)
                 yield Followed(call, job, stream, submitted.position, self._submitter)
+
+    @asynccontextmanager
+    async def attach(self, generation_id: str, caller: str, resume: Resume) -> AsyncIterator[Followed]:
+        """A generation that stands, from a position on. Leaving the block gives it up as leaving `follow` does.
+
+        Raises ServeError.
+        """
+        with self._admission.enter(), self._relay.open(generation_id, caller, None, resume) as stream:
+            structlog.contextvars.bind_contextvars(generation_id=generation_id)
+            record = await self._submitter.attach(stream)
+            stream.attach_to(record.job)
+            spans.describe_job(record.job)
+            yield Followed(None, record.job, stream, 0, self._submitter)
+
+    async def start(self, call: Call) -> Job:
+        """The generation that `call` asks for, which nobody reads yet. Raises ServeError."""
+        with self._admission.enter():
+            job = await self._validated(call)
+            if (await self._submitter.submit(call, job)).attached:
+                job = await self._job_that_stands(call, job)
+            spans.describe_job(job)
+            return job
+
+    async def _validated(self, call: Call) -> Job:
+        generation_id = self._submitter.generation_id(call)
+        structlog.contextvars.bind_contextvars(generation_id=generation_id)
+        return await validate(call, generation_id, self._models, max_log_bytes=self._max_log_bytes)
 
     async def _job_that_stands(self, call: Call, job: Job) -> Job:
         """The first call's job: its seed and its model's defaults then are what the tokens were made with."""

@@ -75,7 +75,7 @@ class Gateway:
         self._settings = settings
         self._broker = broker
         self._models = Models(broker, settings.dead_after_ms / 1000, settings.stale_after_s)
-        self._relay = Relay(broker)
+        self._relay = Relay(broker, settings.resume_wait_s)
         self._admission = Admission(settings.max_streams)
         self._herd_view = HerdView(broker, self._models, self._admission)
         self._health = Health([GENERATION.full_name, MODEL.full_name], [service.full_name for service in UNSERVED])

@@ -13,12 +13,13 @@ import structlog
 
 from contract import keys
 from contract.broker import GRACE_MS, Broker
-from contract.errors import BrokerDown
+from contract.errors import BrokerDown, UnknownGeneration
 from contract.messages import Job, LogEntry, MalformedMessage
 from service.backoff import Backoff, until_answered
+from service.cursor import FROM_START, Resume
 from service.leaver import Leaver
 from service.metrics import count_log_fill
-from service.token_stream import TokenStream
+from service.token_stream import RESUME_WAIT_S, TokenStream
 
 BEAT_S = 0.2
 BLOCK_MS = 1000
@@ -35,10 +36,11 @@ class Relay:
     Invariant: a stream that the record names this gateway a reader of is in `_streams` or with the leaver.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, resume_wait_s: float = RESUME_WAIT_S) -> None:
         self.gateway_id = keys.new_id()
         self.leaver = Leaver(broker, self.gateway_id, self.is_read)
         self._broker = broker
+        self._resume_wait_s = resume_wait_s
         self._streams: dict[str, list[TokenStream]] = {}
         self._last_id = "0"
         self._fills = asyncio.Semaphore(MAX_FILLS)
@@ -48,12 +50,18 @@ class Relay:
         return generation_id in self._streams
 
     @contextmanager
-    def open(self, generation_id: str, caller: str, job: Job | None) -> Iterator[TokenStream]:
-        """A stream that gets the generation's rows. Open it before the job is submitted, so that none is missed.
+    def open(
+        self, generation_id: str, caller: str, job: Job | None, resume: Resume = FROM_START
+    ) -> Iterator[TokenStream]:
+        """A stream that gets the generation's rows. Open it before submitting or attaching, so that none is missed.
 
         Leaving the block, in whatever way, hands an unfinished generation without readers over to the leaver.
         """
-        stream = TokenStream(generation_id, caller, job, self._read_log, time.monotonic())
+        stream = TokenStream(
+            *(generation_id, caller, job, self._read_log, time.monotonic()),
+            resume=resume,
+            resume_wait_s=self._resume_wait_s,
+        )
         self._streams.setdefault(generation_id, []).append(stream)
         try:
             yield stream
@@ -130,9 +138,9 @@ class Relay:
                 backoff.reset()
 
     async def sweep_once(self) -> None:
-        """One round. Raises BrokerDown."""
+        """One round; what gets no rows is silent always. Raises BrokerDown."""
         now_s = time.monotonic()
-        silent = [s for s in self._all() if s.deadline_ms and now_s - s.last_news_s >= SILENT_S]
+        silent = [s for s in self._all() if s.deadline_ms and (now_s - s.last_news_s >= SILENT_S or not s.gets_rows)]
         if not silent:
             return
         now_ms = await self._broker.now_ms()
@@ -143,6 +151,17 @@ class Relay:
         for stream in silent:
             if now_ms > stream.deadline_ms + GRACE_MS:
                 await self._broker.expire(stream.generation_id)
+            if not stream.gets_rows and stream.cursor.ending is None:
+                await self._seek_place(stream)
+
+    async def _seek_place(self, stream: TokenStream) -> None:
+        """Four gateways got the rows; perhaps one of them has left or died."""
+        try:
+            record = await self._broker.attach(stream.generation_id, caller=stream.caller, gateway_id=self.gateway_id)
+        except UnknownGeneration:
+            return  # the next round finds it gone
+        stream.gets_rows = record.gets_rows
+        stream.request_fill()
 
     def _refill_all(self, why: str) -> None:
         if self._streams:

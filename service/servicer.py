@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from contract import keys
 from contract.broker import Broker, State
-from contract.errors import UnknownGeneration
-from contract.messages import Ending, EndReason
+from contract.errors import LogBehind, UnknownGeneration
+from contract.messages import CHAIN_START, Ending, EndReason
 from llamaherd.v1 import common_pb2, generation_pb2
 from service import events, spans
-from service.follow import Follower
+from service.cursor import Resume
+from service.follow import Followed, Follower
 from service.rpc import Context, Handler
 from service.snapshot import STATES, choices_of, snapshot_of
 from service.validate import Call
@@ -30,6 +32,8 @@ class GenerationServicer:
         return {
             "Generate": self.generate,
             "Complete": self.complete,
+            "SubmitGeneration": self.submit_generation,
+            "Attach": self.attach,
             "GetGeneration": self.get_generation,
             "CancelGeneration": self.cancel_generation,
         }
@@ -39,17 +43,24 @@ class GenerationServicer:
         started_s = time.monotonic()
         spans.describe_operation(is_chat=request.spec.HasField("chat"), is_stream=True)
         async with self._follower.follow(_call_of(request)) as followed:
-            await context.write(followed.accepted())
-            if followed.queue_position:
-                await context.write(events.queued(followed.queue_position))
-            has_tokens = False
-            while not followed.is_finished:
-                for message in await followed.next_messages():
-                    await context.write(message)
-                if followed.num_tokens and not has_tokens:
-                    has_tokens = True
-                    spans.describe_first_token(time.monotonic() - started_s)
-            spans.describe_ending(followed.ending, followed.job)
+            await _write_all(followed, context, started_s)
+
+    async def attach(self, request: generation_pb2.AttachRequest, context: Context) -> None:
+        """Stream a generation that stands, from a position on; AttachResponse has the form of GenerateResponse."""
+        started_s = time.monotonic()
+        generation_id = _checked(request.generation_id)
+        resume = Resume(request.from_position, request.chain if request.HasField("chain") else None)
+        if resume.position == 0 and resume.chain not in (None, CHAIN_START):
+            raise LogBehind(0)
+        async with self._follower.attach(generation_id, ANONYMOUS, resume) as followed:
+            await _write_all(followed, context, started_s)
+
+    async def submit_generation(
+        self, request: generation_pb2.SubmitGenerationRequest, context: Context
+    ) -> generation_pb2.SubmitGenerationResponse:
+        """Start a generation for somebody to read later; its duration is none of a generation, so none is counted."""
+        job = await self._follower.start(replace(_call_of(request), is_unread=True))
+        return generation_pb2.SubmitGenerationResponse(accepted=events.accepted_of(job))
 
     async def complete(
         self, request: generation_pb2.CompleteRequest, context: Context
@@ -109,7 +120,24 @@ class GenerationServicer:
         return generation_pb2.CancelGenerationResponse(state=generation_pb2.GENERATION_STATE_FINISHED, reason=reason)
 
 
-def _call_of(request: generation_pb2.GenerateRequest | generation_pb2.CompleteRequest) -> Call:
+async def _write_all(followed: Followed, context: Context, started_s: float) -> None:
+    """Every message up to the end. Raises the error that the generation ended with."""
+    await context.write(followed.accepted())
+    if followed.queue_position:
+        await context.write(events.queued(followed.queue_position))
+    has_tokens = False
+    while not followed.is_finished:
+        for message in await followed.next_messages():
+            await context.write(message)
+        if followed.num_tokens and not has_tokens:
+            has_tokens = True
+            spans.describe_first_token(time.monotonic() - started_s)
+    spans.describe_ending(followed.ending, followed.job)
+
+
+def _call_of(
+    request: generation_pb2.GenerateRequest | generation_pb2.CompleteRequest | generation_pb2.SubmitGenerationRequest,
+) -> Call:
     return Call(ANONYMOUS, request.spec, request.request_id if request.HasField("request_id") else None)
 
 

@@ -34,6 +34,9 @@ class GatewaySettings(BaseSettings):
         ge=1 << 16,
         description="largest token log of one generation, all choices and logprobs together",
     )
+    resume_wait_s: float = Field(
+        default=5.0, gt=0, description="how long a reader ahead of a running log waits for it to grow"
+    )
     drain_timeout_s: float = Field(default=30.0, ge=0, description="how long running streams may go on after SIGTERM")
     dead_after_ms: int = Field(
         default=900, ge=300, description="a worker's heartbeat that stands still this long is a death"

@@ -60,7 +60,7 @@ TABLE: Mapping[type[ServeError], Row] = {
     errors.NoWorker: Row(_CODE.UNAVAILABLE, "NO_WORKER"),
     errors.BrokerDown: Row(_CODE.UNAVAILABLE, "BROKER_DOWN"),
     errors.DeadlinePassed: Row(_CODE.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
-    errors.OffsetTrimmed: Row(_CODE.OUT_OF_RANGE, "OFFSET_TRIMMED"),
+    errors.PositionAhead: Row(_CODE.OUT_OF_RANGE, "POSITION_AHEAD", _attribute("num_tokens")),
     errors.LogBehind: Row(_CODE.DATA_LOSS, "LOG_BEHIND"),
     errors.PoisonJob: Row(_CODE.INTERNAL, "POISON_JOB", _attribute("attempts")),
     errors.GenerationFailed: Row(_CODE.INTERNAL, "GENERATION_FAILED", _attribute("attempt")),

@@ -1,10 +1,10 @@
-"""Job to generation record and jobs-stream entry; the same request_id always finds the same generation."""
+"""Job to generation record and jobs-stream entry, or attach; the same request_id always finds the same generation."""
 
 import hashlib
 import hmac
 
 from contract import keys
-from contract.broker import Broker, Submitted
+from contract.broker import Broker, Record, Submitted
 from contract.errors import BrokerDown, NoWorker, RequestIdReused, UnknownGeneration
 from contract.messages import Job
 from service.models import Models
@@ -40,8 +40,11 @@ class Submitter:
         shard = keys.new_generation_id().partition(".")[0]
         return f"{shard}.{hmac.digest(self._id_key, message, 'sha256')[:16].hex()}"
 
-    async def submit(self, call: Call, job: Job, stream: TokenStream) -> Submitted:
+    async def submit(self, call: Call, job: Job, stream: TokenStream | None = None) -> Submitted:
         """Queue the job, or attach to the generation that stands under its id.
+
+        Args:
+            stream: its reader here; without one nobody reads it until somebody attaches.
 
         Raises:
             NoWorker: nobody would take it, and there is nothing to attach to.
@@ -54,18 +57,32 @@ class Submitter:
                 job,
                 caller=call.caller,
                 digest=digest(call),
-                gateway_id=self._gateway_id,
+                gateway_id="" if stream is None else self._gateway_id,
                 max_waiting=self._max_waiting,
                 window_ms=call.window_ms,
             )
         )
-        stream.submission = task
+        if stream is not None:
+            stream.submission = task
         try:
             submitted = await self._calls.wait(task)
         except RequestIdReused:
             raise RequestIdReused(call.request_id or "") from None  # the broker knows it by its generation
-        stream.deadline_ms = submitted.accepted_ms + job.stopping.max_time_ms
+        if stream is not None:
+            stream.deadline_ms = submitted.accepted_ms + job.stopping.max_time_ms
+            stream.gets_rows = submitted.gets_rows
         return submitted
+
+    async def attach(self, stream: TokenStream) -> Record:
+        """Become a reader of a generation that stands. Raises UnknownGeneration, BrokerDown."""
+        task = self._calls.start(
+            self._broker.attach(stream.generation_id, caller=stream.caller, gateway_id=self._gateway_id)
+        )
+        stream.submission = task
+        record = await self._calls.wait(task)
+        stream.deadline_ms = record.accepted_ms + record.job.stopping.max_time_ms
+        stream.gets_rows = record.gets_rows
+        return record
 
     async def _require_standing(self, call: Call, job: Job) -> None:
         """Without a live worker a generation can be attached to, but none can begin."""

@@ -5,20 +5,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from contract.broker import Standing, State
-from contract.errors import LogBehind
+from contract.errors import LogBehind, PositionAhead, ServeError
 from contract.messages import Job, LogEntry, MalformedMessage
-from service.cursor import Cursor, Disagreement, MissingMark, Piece, Place
+from service.cursor import FROM_START, BeyondEnd, Cursor, Disagreement, MissingMark, Piece, Place, Resume
 from service.metrics import count_sent_tokens
 
 MAX_BUFFER_BYTES = 256 * 1024  # for a slow reader; beyond it the buffer is dropped and the log is read later
 MAX_MESSAGE_BYTES = 1024 * 1024  # of tokens joined in one message: clients take 4 MiB by default
+RESUME_WAIT_S = 5.0  # for a log that has lost its tail to grow again
 MAX_LATE_ROWS = 1024  # that come while the log is read
 
 ReadLog = Callable[[str, int], Awaitable[Sequence[LogEntry]]]
 
 
 class RecordGone(Exception):
-    """Redis has lost the record before this reader was given a token: the job may be submitted again."""
+    """The record is gone, and this reader has no token of it: the job may be submitted again by who has it."""
 
 
 class TokenStream:
@@ -30,22 +31,35 @@ class TokenStream:
     Attributes:
         last_news_s: when something last came (monotonic clock); a silent stream compares itself with the record.
         deadline_ms: when the generation must have ended, on Redis' clock; 0 is not known.
+        gets_rows: whether the inbox brings this generation's rows; where not, the log is polled.
         submission: the call that makes this gateway a reader, once begun; whatever becomes of it, we have to leave.
     """
 
-    def __init__(self, generation_id: str, caller: str, job: Job | None, read_log: ReadLog, now_s: float) -> None:
+    def __init__(
+        self,
+        generation_id: str,
+        caller: str,
+        job: Job | None,
+        read_log: ReadLog,
+        now_s: float,
+        *,
+        resume: Resume = FROM_START,
+        resume_wait_s: float = RESUME_WAIT_S,
+    ) -> None:
         self.generation_id = generation_id
         self.caller = caller
         self.last_news_s = now_s
         self.deadline_ms = 0
+        self.gets_rows = True
         self.submission: asyncio.Future[Any] | None = None
-        self.cursor = Cursor(job)
+        self.cursor = Cursor(job, resume)
         self._read_log = read_log
+        self._resume_wait_s = resume_wait_s
         self._sent = Place()
         self._buffer: list[Piece] = []
         self._buffer_bytes = 0
         self._late: list[LogEntry] | None = None  # a list while the log is read
-        self._needs_fill = False
+        self._needs_fill = job is None  # then it is attached to, and reads the log first
         self._misses_mark = False
         self._error: Exception | None = None
         self._news = asyncio.Event()
@@ -58,7 +72,12 @@ class TokenStream:
     @property
     def num_sent(self) -> int:
         """Tokens given out."""
-        return self._sent.position
+        return max(0, self._sent.position - self.cursor.resume.position)
+
+    @property
+    def num_held(self) -> int:
+        """Tokens that the reader has, from here or from before."""
+        return max(self._sent.position, self.cursor.resume.position)
 
     @property
     def buffered_bytes(self) -> int:
@@ -68,7 +87,7 @@ class TokenStream:
     async def next_messages(self) -> list[bytes]:
         """Wait for something to send; everything that came, as few messages. [] only at the end.
 
-        Raises LogBehind (the log lost what this reader has), RecordGone, or what `fail` was given.
+        Raises LogBehind (the log lost what this reader has), PositionAhead, RecordGone, or what `fail` was given.
         """
         while True:
             if self._error is not None:
@@ -79,7 +98,7 @@ class TokenStream:
                 return self._drain()
             if not self._needs_fill:
                 self._news.clear()
-                await self._news.wait()
+                await self._await_news()
 
     def offer(self, entry: LogEntry, now_s: float) -> None:
         """A row of the inbox."""
@@ -106,8 +125,8 @@ class TokenStream:
         if self.cursor.ending is not None:
             return
         if standing is None:
-            if self._sent.position > 0:
-                self.fail(LogBehind(self._sent.position))
+            if self.num_held > 0:
+                self.fail(LogBehind(self.num_held))
             else:
                 self.fail(RecordGone())
             return
@@ -132,10 +151,30 @@ class TokenStream:
 
     def restart(self) -> None:
         """The generation stands anew, and nothing of it was given out."""
-        assert self._sent.position == 0, "tokens were given out"
+        assert self.num_held == 0, "the reader has tokens"
         self._sent = Place()
         self._error = None
         self._drop_buffer()
+
+    async def _await_news(self) -> None:
+        """Wait; a reader ahead of the log only while the log grows, with pauses of at most `resume_wait_s`."""
+        if not self.cursor.is_ahead:
+            await self._news.wait()
+            return
+        position = self.cursor.position
+        try:
+            async with asyncio.timeout(self._resume_wait_s):
+                await self._news.wait()
+        except TimeoutError:
+            if self.cursor.position == position:
+                raise self._ahead() from None
+
+    def _ahead(self) -> ServeError:
+        """The log is short of the resume position: who knows the chain there has had tokens that are lost."""
+        resume = self.cursor.resume
+        if resume.chain is None:
+            return PositionAhead(resume.position, self.cursor.position)
+        return LogBehind(resume.position)
 
     async def _fill(self) -> None:
         """Take what the log has beyond the cursor; the last token taken is read again, and so compared."""
@@ -153,7 +192,7 @@ class TokenStream:
             self._late = None
 
     def _take_logged(self, entries: Sequence[LogEntry], start: int) -> None:
-        """Raises LogBehind if the log contradicts what was taken, or ends before it.
+        """Raises LogBehind if the log contradicts what was taken, or ends before it; PositionAhead.
 
         A log that goes on and is behind only lost its tail: the worker appends it again, and the chain decides then.
         """
@@ -162,11 +201,13 @@ class TokenStream:
                 self._push(self.cursor.take(entry))
             except MissingMark:
                 if start == 0:
-                    raise LogBehind(self._sent.position) from None
+                    raise LogBehind(self.num_held) from None
                 self._misses_mark = self._needs_fill = True
                 return
+            except BeyondEnd:
+                raise self._ahead() from None
             except Disagreement:
-                raise LogBehind(self._sent.position) from None
+                raise LogBehind(self.num_held) from None
 
     def _take_hint(self, entry: LogEntry) -> None:
         try:
@@ -192,8 +233,9 @@ class TokenStream:
 
     def _drain(self) -> list[bytes]:
         messages = _join(self._buffer)
-        count_sent_tokens(self.cursor.position - self._sent.position)
+        num_sent = self.num_sent
         self._sent = self.cursor.place
+        count_sent_tokens(self.num_sent - num_sent)
         self._clear_buffer()
         return messages
 

@@ -36,12 +36,15 @@ class Call:
     caller: str
     spec: common_pb2.GenerationSpec
     request_id: str | None
+    is_unread: bool = False  # it begins without a reader
 
     @property
     def window_ms(self) -> int:
         """How long the generation goes on unread; 0 cancels it at once."""
         if self.spec.HasField("resume_window_ms"):
             return self.spec.resume_window_ms
+        if self.is_unread:
+            return MAX_RESUME_WINDOW_MS
         return 0 if self.request_id is None else DEFAULT_RESUME_WINDOW_MS
 
 
@@ -99,3 +102,5 @@ def _check_call(call: Call, violations: Violations) -> None:
         violations.add("spec.priority", f"is {spec.priority}, which is no priority")
     if spec.resume_window_ms > MAX_RESUME_WINDOW_MS:
         violations.add("spec.resume_window_ms", f"is {spec.resume_window_ms}; at most {MAX_RESUME_WINDOW_MS}")
+    if call.is_unread and call.window_ms == 0:
+        violations.add("spec.resume_window_ms", "is 0; at least 1 where nobody reads yet")

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
--- Register a gateway as a reader before it reads the log, and tell what stands. With gateway '' only tell.
+-- Register a gateway as a reader before it reads the log, and tell what stands. With gateway '' only tell. Idempotent.
 -- KEYS gen
--- ARGV caller gateway
--- -> state caller T chain attempt reason job accepted window | nil
+-- ARGV tag caller gateway
+-- -> state caller T chain attempt reason job accepted window gets_rows(1|0) | nil
 local m = redis.call('HMGET', KEYS[1], 'state', 'caller', 'T', 'chain', 'attempt', 'reason', 'job', 'accepted_ms',
-  'window', 'readers')
-if not m[1] or m[2] ~= ARGV[1] then return false end
-if m[1] ~= 'finished' then add_reader(KEYS[1], m[10], ARGV[2]) end
-m[10] = nil
+  'window', 'readers', 'pollers')
+if not m[1] or m[2] ~= ARGV[2] then return false end
+local gets_rows = 0
+if m[1] ~= 'finished' and ARGV[3] ~= '' then gets_rows = add_reader(ARGV[1], KEYS[1], m[10], m[11], ARGV[3]) end
+m[10], m[11] = gets_rows, nil
 return m

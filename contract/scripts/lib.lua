@@ -89,17 +89,41 @@ local function open_queue(q)
   if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then error(made.err) end
 end
 
--- At most four gateways get rows; further ones read the log.
-local function add_reader(gen, readers, gw)
-  if gw == '' then return end
-  local have = {}
-  for name in string.gmatch(readers or '', '[^,]+') do
+local function names_of(list)
+  local names = {}
+  for name in string.gmatch(list or '', '[^,]+') do names[#names + 1] = name end
+  return names
+end
+
+local function without(names, gone)
+  local left = {}
+  for _, name in ipairs(names) do
+    if name ~= gone then left[#left + 1] = name end
+  end
+  return left
+end
+
+-- At most four gateways get rows. Further ones, `pollers`, read the log; each takes the place of a reader that leaves,
+-- or that has no inbox any more when the poller attaches again. -> 1 if this gateway gets rows
+local function add_reader(tag, gen, readers, pollers, gw)
+  local have = names_of(readers)
+  for _, name in ipairs(have) do
     if name == gw then
       redis.call('HSET', gen, 'unread_since', '')
-      return
+      return 1
     end
-    have[#have + 1] = name
   end
-  if #have < 4 then have[#have + 1] = gw end
+  if #have >= 4 then
+    local living = {}
+    for _, name in ipairs(have) do
+      if redis.call('EXISTS', tag .. ':in:' .. name) == 1 then living[#living + 1] = name end
+    end
+    have = living
+  end
+  local polling = without(names_of(pollers), gw)
+  local has_place = #have < 4
+  if has_place then have[#have + 1] = gw else polling[#polling + 1] = gw end
   redis.call('HSET', gen, 'readers', table.concat(have, ','), 'unread_since', '')
+  if #polling > 0 or (pollers or '') ~= '' then redis.call('HSET', gen, 'pollers', table.concat(polling, ',')) end
+  return has_place and 1 or 0
 end

@@ -114,7 +114,7 @@ def test_the_recorded_record_is_read() -> None:
     """By what attach and standings ask of it."""
     fields = load("record_running")
     names = (b"state", b"caller", b"T", b"chain", b"attempt", b"reason", b"job", b"accepted_ms", b"window")
-    record = parse_record([fields[name] for name in names])
+    record = parse_record([*(fields[name] for name in names), 1])
     assert (record.state, record.caller, record.num_tokens, record.chain) == (State.RUNNING, CALLER, 3, CHAIN)
     assert (record.attempt, record.reason, record.job) == (1, None, JOB)
     assert (record.accepted_ms, record.window_ms) == (TIME_MS, 30_000)

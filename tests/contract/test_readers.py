@@ -35,16 +35,55 @@ async def test_attaching_twice_is_attaching_once(rig: Rig) -> None:
 
 
 async def test_at_most_four_gateways_get_rows(rig: Rig) -> None:
-    """A fifth can read the log; it becomes a reader when it attaches again after one has left."""
-    submitted = await rig.submit()
+    """Further ones read the log, and are told so; each takes the place of one that leaves."""
+    generation_id = (await rig.submit()).generation_id
     for name in "bcdef":
-        await rig.broker.attach(submitted.generation_id, caller=CALLER, gateway_id=f"gateway-{name}")
-    four = [GATEWAY, "gateway-b", "gateway-c", "gateway-d"]
-    assert (await rig.fields(submitted.generation_id))["readers"].split(",") == four
-    await rig.broker.leave(submitted.generation_id, gateway_id="gateway-b")
-    await rig.broker.attach(submitted.generation_id, caller=CALLER, gateway_id="gateway-f")
-    four = [GATEWAY, "gateway-c", "gateway-d", "gateway-f"]
-    assert (await rig.fields(submitted.generation_id))["readers"].split(",") == four
+        await rig.broker.gateway_beat(f"gateway-{name}")
+    told = [await rig.broker.attach(generation_id, caller=CALLER, gateway_id=f"gateway-{name}") for name in "bcdef"]
+    assert [record.gets_rows for record in told] == [True, True, True, False, False]
+    assert await gateways(rig, generation_id) == ("abcd", "ef")
+    await rig.broker.leave(generation_id, gateway_id="gateway-b")
+    assert await gateways(rig, generation_id) == ("acde", "f")
+    await rig.broker.leave(generation_id, gateway_id="gateway-f")
+    assert await gateways(rig, generation_id) == ("acde", "")
+    again = await rig.broker.attach(generation_id, caller=CALLER, gateway_id="gateway-e")
+    assert again.gets_rows
+
+
+async def test_a_dead_gateways_place_goes_to_one_that_polls(rig: Rig) -> None:
+    """Which is why it attaches again now and then."""
+    generation_id = (await rig.submit()).generation_id
+    for name in "bcde":
+        await rig.broker.gateway_beat(f"gateway-{name}")
+        await rig.broker.attach(generation_id, caller=CALLER, gateway_id=f"gateway-{name}")
+    assert await gateways(rig, generation_id) == ("abcd", "e")
+    await rig.client.delete(keys.inbox("gateway-c"))
+    record = await rig.broker.attach(generation_id, caller=CALLER, gateway_id="gateway-e")
+    assert record.gets_rows
+    assert await gateways(rig, generation_id) == ("abde", "")
+
+
+async def test_a_gateway_that_polls_keeps_a_generation_alive(rig: Rig) -> None:
+    """The four that got rows have left, there is no window, and still one reads."""
+    generation_id = (await rig.submit()).generation_id
+    for name in "bcde":
+        await rig.broker.gateway_beat(f"gateway-{name}")
+        await rig.broker.attach(generation_id, caller=CALLER, gateway_id=f"gateway-{name}")
+    for name in "abcd":
+        await rig.broker.leave(generation_id, gateway_id=f"gateway-{name}")
+    assert await gateways(rig, generation_id) == ("e", "")
+    assert (await rig.broker.record(generation_id, caller=CALLER)).state is State.QUEUED
+    await rig.broker.leave(generation_id, gateway_id="gateway-e")
+    assert (await rig.broker.record(generation_id, caller=CALLER)).state is State.FINISHED
+
+
+async def gateways(rig: Rig, generation_id: str) -> tuple[str, str]:
+    """The last letters of those that get rows, and of those that poll."""
+    fields = await rig.fields(generation_id)
+    letters = [
+        "".join(name[-1] for name in fields.get(which, "").split(",") if name) for which in ("readers", "pollers")
+    ]
+    return letters[0], letters[1]
 
 
 async def test_nobody_attaches_to_what_is_not_theirs(rig: Rig) -> None:

@@ -3,10 +3,10 @@
 import pytest
 
 from contract import keys
-from contract.broker import State
+from contract.broker import NotTaken, State, new_lease
 from contract.errors import Overloaded, RequestIdReused, UnknownGeneration
 from contract.messages import EndReason
-from tests.contract.rig import CALLER, CLASS, GATEWAY, MODEL, QUEUE, Rig, Text
+from tests.contract.rig import CALLER, CLASS, GATEWAY, MODEL, QUEUE, WORKER, Rig, Text
 
 
 async def test_a_job_is_queued_with_its_record(rig: Rig) -> None:
@@ -67,15 +67,6 @@ async def test_a_full_queue_refuses(rig: Rig) -> None:
     assert not (await rig.submit(max_waiting=2)).attached
 
 
-async def test_a_generation_without_reader_can_be_submitted(rig: Rig) -> None:
-    """gateway_id '' registers nobody, and nobody's absence ends it."""
-    taken, text = await rig.start(gateway_id="")
-    reply = await rig.step(text.row(taken.lease, 0, 1))
-    assert not reply.cancel
-    assert (await rig.submit(text.generation_id, gateway_id="")).attached
-    assert (await rig.fields(text.generation_id))["readers"] == ""
-
-
 async def test_the_queue_is_made_if_it_is_gone(rig: Rig) -> None:
     """A server that lost the stream gets it back with its group, for the submitter and for the reader."""
     await rig.client.delete(QUEUE)
@@ -128,3 +119,16 @@ async def test_an_ended_generation_can_be_attached_to(rig: Rig) -> None:
     again = await rig.submit(submitted.generation_id)
     assert again.state is State.FINISHED
     assert (await rig.broker.record(submitted.generation_id, caller=CALLER)).reason is EndReason.CANCELLED
+
+
+async def test_a_generation_that_nobody_reads_yet(rig: Rig) -> None:
+    """Without a gateway the window begins at once; a repeated call neither becomes a reader nor moves its begin."""
+    first = await rig.submit(gateway_id="", window_ms=30_000)
+    before = await rig.fields(first.generation_id)
+    again = await rig.submit(first.generation_id, gateway_id="", window_ms=30_000)
+    assert (before["readers"], before["unread_since"]) == ("", before["accepted_ms"])
+    assert again.attached
+    assert await rig.fields(first.generation_id) == before
+    await rig.rewrite(first.generation_id, unread_since=1)
+    [entry] = await rig.deliver()
+    assert await rig.broker.take(entry, worker_id=WORKER, lease=new_lease()) is NotTaken.DROPPED

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import redis.asyncio
 
 from contract import keys
 from contract.broker import Broker
@@ -35,6 +36,13 @@ async def broker(valkey: RunningServer) -> AsyncIterator[Broker]:
     broker = Broker.connect(valkey.url)
     yield broker
     await broker.close()
+
+
+@pytest.fixture(scope="session")
+async def raw(valkey: RunningServer) -> AsyncIterator["redis.asyncio.Redis"]:
+    """Redis itself, for doing what no process of ours would do."""
+    async with redis.asyncio.Redis.from_url(valkey.url) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

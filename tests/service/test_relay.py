@@ -1,19 +1,16 @@
 """No token lost, none twice: streams over an inbox that loses, doubles and forges, and a log that goes back."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import grpc
-import pytest
 import redis.asyncio
 
 from contract import keys
 from contract.broker import Standing, State, StepRow
 from contract.messages import ChoiceEnd, EndReason, LogEntry, LoggedToken, encode_tokens
 from service.token_stream import TokenStream
-from tests.redis_server import RunningServer
 from tests.service.gateways import (
     RunningGateway,
     error_of,
@@ -23,13 +20,7 @@ from tests.service.gateways import (
     read_until,
 )
 from tests.service.scripted_worker import ScriptedWorker, Work, token_at
-
-
-@pytest.fixture(scope="session")
-async def raw(valkey: RunningServer) -> AsyncIterator["redis.asyncio.Redis"]:
-    """Redis itself, for doing what no process of ours would do."""
-    async with redis.asyncio.Redis.from_url(valkey.url) as client:
-        yield client
+from tests.service.test_cursor import JOB
 
 
 async def say_unheard(raw: "redis.asyncio.Redis", work: Work, *texts: str) -> None:
@@ -305,7 +296,7 @@ def test_a_standing_that_agrees_needs_no_reading() -> None:
         raise AssertionError("the log was read")
 
     async def run() -> None:
-        stream = TokenStream("0.x", "anonymous", None, no_log, 0.0)
+        stream = TokenStream("0.x", "anonymous", JOB, no_log, 0.0)
         stream.compare(Standing(State.QUEUED, 0, 0, 0))
         waiting = asyncio.ensure_future(stream.next_messages())
         await asyncio.sleep(0)

@@ -113,8 +113,6 @@ def unserved(gateway: RunningGateway) -> list[tuple[str, Any]]:
     channel = gateway.channel
     chat = chat_pb2_grpc.ChatServiceStub(channel)
     return [
-        ("GenerationService/Attach", gateway.stub.Attach(generation_pb2.AttachRequest())),
-        ("GenerationService/SubmitGeneration", gateway.stub.SubmitGeneration(generation_pb2.SubmitGenerationRequest())),
         ("ChatService/Chat", chat.Chat(iter([chat_pb2.ChatRequest()]))),
         ("ChatService/SendTurn", chat.SendTurn(chat_pb2.SendTurnRequest())),
         ("ChatService/Interrupt", chat.Interrupt(chat_pb2.InterruptRequest())),

@@ -14,7 +14,7 @@ from contract import errors, keys
 from contract.broker import Broker
 from contract.errors import FieldViolation, ServeError
 from contract.messages import EndReason
-from llamaherd.v1 import common_pb2, generation_pb2
+from llamaherd.v1 import chat_pb2, chat_pb2_grpc, common_pb2, generation_pb2
 from service.status import PUSHBACK_KEY, TABLE, to_status, unexpected_status
 from tests.redis_server import RunningServer, start_valkey
 from tests.service.bundles import bundle
@@ -150,7 +150,7 @@ async def log_behind(world: World) -> None:
 
 async def unimplemented(world: World) -> None:
     """Part of the API, not served yet."""
-    await world.gateway.stub.SubmitGeneration(generation_pb2.SubmitGenerationRequest())
+    await chat_pb2_grpc.ChatServiceStub(world.gateway.channel).Interrupt(chat_pb2.InterruptRequest())
 
 
 Trigger = Callable[[World], Awaitable[None]]
@@ -189,7 +189,7 @@ REACHED: list[tuple[type[ServeError], Trigger, grpc.StatusCode, str, dict[str, A
     ),
     (errors.Unimplemented, unimplemented, CODE.UNIMPLEMENTED, "UNIMPLEMENTED", {}),
 ]
-NOT_YET_REACHED = {errors.QuotaExceeded, errors.OffsetTrimmed}  # quotas and resume positions are not served
+NOT_YET_REACHED = {errors.QuotaExceeded, errors.PositionAhead}  # quotas and resume positions are not served
 
 
 def test_every_row_is_reached() -> None:

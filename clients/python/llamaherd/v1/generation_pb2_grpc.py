@@ -89,7 +89,8 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SubmitGeneration(self, request, context):
-        """Starts a generation and answers with its id; read it by Attach or GetGeneration.
+        """Starts a generation and answers with its id; read it by Attach or GetGeneration. It ends with CANCELLED when nobody
+        has attached within the resume window; GetGeneration does not count.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,7 +104,10 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Attach(self, request, context):
-        """Reads a generation, running or finished, from any position, at any gateway, by any number of readers.
+        """Reads a generation, running or finished, from any position, at any gateway, by any number of readers. Errors beside
+        those of Generate: NOT_FOUND for an id that is unknown, expired or another caller's; DATA_LOSS if the log does not
+        hold what `chain` proves; OUT_OF_RANGE if from_position lies beyond the end, or beyond a log that has not grown for
+        a while (5 s), and no chain was given.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

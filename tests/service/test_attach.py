@@ -1,0 +1,483 @@
+"""Attach and SubmitGeneration: any reader, at any gateway, from any position, gets the same bytes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+import redis.asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract import keys
+from contract.broker import Broker
+from contract.messages import ChoiceEnd, EndReason
+from llamaherd.v1 import common_pb2, generation_pb2
+from tests.redis_server import RunningServer
+from tests.service.conftest import is_serving
+from tests.service.gateways import RunningGateway, open_stream, prompt, read_rest, read_until, running_gateway
+from tests.service.scripted_worker import ScriptedWorker, Work
+from tests.service.test_status import details_of
+from tests.until import until
+
+RESUME_WAIT_S = 0.4
+
+
+@pytest.fixture(scope="module")
+async def other(valkey: RunningServer, worker: ScriptedWorker) -> AsyncIterator[RunningGateway]:
+    """A second gateway of the same herd."""
+    async with running_gateway(valkey.url, resume_wait_s=RESUME_WAIT_S) as gateway:
+        await until(lambda: is_serving(gateway), what="the gateway sees the worker")
+        yield gateway
+
+
+@dataclass(slots=True)
+class Resumed:
+    """What an Attach brought."""
+
+    from_position: int
+    messages: list[generation_pb2.AttachResponse] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[common_pb2.Token]:
+        """In the order in which they came."""
+        return [token for message in self.messages for token in message.tokens]
+
+    @property
+    def token_bytes(self) -> bytes:
+        """The token messages, joined and in one canonical form."""
+        joined = b"".join(message.SerializeToString() for message in self.messages if message.tokens)
+        return generation_pb2.AttachResponse.FromString(joined).SerializeToString()
+
+    @property
+    def finishes(self) -> dict[int, common_pb2.ChoiceFinished]:
+        """By choice; none comes twice."""
+        found = [m.choice_finished for m in self.messages if m.HasField("choice_finished")]
+        by_choice = {finish.choice: finish for finish in found}
+        assert len(by_choice) == len(found), "a choice's end came twice"
+        return by_choice
+
+    @property
+    def kinds(self) -> list[str]:
+        """As `Received.kinds`."""
+        kinds = [message.WhichOneof("event") or "tokens" for message in self.messages if not message.HasField("queued")]
+        return [kind for n, kind in enumerate(kinds) if n == 0 or kind != kinds[n - 1]]
+
+
+def attaching(
+    gateway: RunningGateway, generation_id: str, position: int = 0, chain: int | None = None
+) -> tuple[Any, Resumed]:
+    """An Attach that has begun."""
+    request = generation_pb2.AttachRequest(generation_id=generation_id, from_position=position, chain=chain)
+    return gateway.stub.Attach(request, timeout=30), Resumed(position)
+
+
+async def read_all(call: Any, resumed: Resumed) -> Resumed:
+    """To the end; raises the RpcError it ends with."""
+    while (message := await call.read()) is not grpc.aio.EOF:
+        resumed.messages.append(message)
+    return resumed
+
+
+async def read_tokens(call: Any, resumed: Resumed, num_tokens: int) -> None:
+    """Until so many tokens have come."""
+    while len(resumed.tokens) < num_tokens:
+        message = await call.read()
+        assert message is not grpc.aio.EOF
+        resumed.messages.append(message)
+
+
+async def attach(gateway: RunningGateway, generation_id: str, position: int = 0, chain: int | None = None) -> Resumed:
+    """A whole Attach."""
+    return await read_all(*attaching(gateway, generation_id, position, chain))
+
+
+async def attach_error(
+    gateway: RunningGateway, generation_id: str, position: int = 0, chain: int | None = None
+) -> grpc.aio.AioRpcError:
+    """The error that an Attach ends with; no token comes before it."""
+    call, resumed = attaching(gateway, generation_id, position, chain)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_all(call, resumed)
+    assert resumed.tokens == []
+    return caught.value
+
+
+async def begin(gateway: RunningGateway, worker: ScriptedWorker, request_id: str) -> tuple[Any, Any, Work]:
+    """A generation of three choices with a resume window, its first stream, and its worker."""
+    request = prompt(request_id=request_id)
+    request.spec.sampling.n = 3
+    call, received = await open_stream(gateway, request)
+    return call, received, await worker.take(received.generation_id)
+
+
+async def say_three_choices(work: Work) -> None:
+    """Three choices whose tokens interleave; two of them end before the last, one within a row of several tokens."""
+    await work.say_in((0, "a0"), (1, "b0"), (2, "c0"))
+    await work.say_in((0, "a1"), (1, "b1"))
+    await work.say_in((2, "c1"), (0, "a2"), (1, "b2"), ends=(ChoiceEnd(1, "EOS", 3, text="held"),))
+    await work.say_in((2, "c2"))
+    await work.say_in((0, "a3"), (2, "c3"), (2, "c4"), ends=(ChoiceEnd(0, "LENGTH", 4),))
+    await work.say_in((2, "c5"), (2, "c6"))
+
+
+ENDS = (ChoiceEnd(0, "LENGTH", 4), ChoiceEnd(1, "EOS", 3, text="held"), ChoiceEnd(2, "STOP_STRING", 7, "X", ""))
+
+
+async def test_every_position_of_a_finished_generation_gives_the_same_bytes(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """Three choices, a second gateway: tokens from the position on, every choice's end once, the same `completed`."""
+    call, first, work = await begin(gateway, worker, "all positions")
+    await say_three_choices(work)
+    await work.finish(ends=ENDS)
+    await read_rest(call, first)
+    whole = await attach(other, first.generation_id)
+    total = len(work.tokens)
+
+    assert [t.SerializeToString() for t in whole.tokens] == [
+        t.SerializeToString() for m in first.messages for t in m.tokens
+    ]
+    for position in range(total + 1):
+        chain = whole.tokens[position - 1].chain if position else 0
+        for proof in (None, chain):
+            resumed = await attach(other, first.generation_id, position, proof)
+            assert resumed.messages[0].accepted == first.messages[0].accepted
+            assert resumed.tokens == whole.tokens[position:]
+            assert resumed.token_bytes == joined(whole.tokens[position:])
+            assert resumed.finishes == whole.finishes
+            assert resumed.messages[-1] == whole.messages[-1]
+            assert [m.started.attempt for m in resumed.messages if m.HasField("started")] == [1]
+
+
+async def test_every_position_of_a_live_generation_gives_the_same_bytes(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """A reader at each position from the beginning, those ahead of the log included; all get the same rest."""
+    call, first, work = await begin(gateway, worker, "live positions")
+    readers = [attaching(other, first.generation_id, position) for position in range(15)]
+    for reader, _ in readers:
+        assert (await reader.read()).accepted == first.messages[0].accepted
+    await say_three_choices(work)
+    late = [attaching(other, first.generation_id, position) for position in range(len(work.tokens) + 1)]
+    for reader, _ in late:
+        assert (await reader.read()).accepted == first.messages[0].accepted
+    await work.finish(ends=ENDS)
+    await read_rest(call, first)
+    tokens = [token for message in first.messages for token in message.tokens]
+    assert len(tokens) == 14
+
+    for reader, resumed in readers + late:
+        await read_all(reader, resumed)
+        assert resumed.token_bytes == joined(tokens[resumed.from_position :])
+        assert sorted(resumed.finishes) == [0, 1, 2]
+        assert resumed.messages[-1].completed == first.messages[-1].completed
+
+
+def joined(tokens: list[common_pb2.Token]) -> bytes:
+    """As one message."""
+    return generation_pb2.AttachResponse(tokens=tokens).SerializeToString()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    cut=st.integers(0, 6),
+    position=st.integers(0, 24),
+    hands_back=st.booleans(),
+)
+async def test_a_reader_that_comes_back_rebuilds_everything(
+    gateway: RunningGateway,
+    other: RunningGateway,
+    worker: ScriptedWorker,
+    sizes: list[int],
+    cut: int,
+    position: int,
+    hands_back: bool,
+) -> None:
+    """It comes at any point of the log's growth, with what it had; in sum it has what a reader from the start has."""
+    request_id = f"rebuild {keys.new_id()}"
+    call, first, work = await begin(gateway, worker, request_id)
+    position = min(position, sum(sizes[:cut]))
+    number, resumed, reader = 0, Resumed(0), None
+    for index, size in enumerate(sizes):
+        if index == cut:
+            reader, resumed = attaching(other, first.generation_id, position)
+        await work.say_in(*(((number + n) % 3, f"{number + n} ") for n in range(size)))
+        number += size
+        if hands_back and index == 1:
+            await worker.hand_back(work)
+            tokens, work = work.tokens, await worker.adopt(first.generation_id)
+            work.tokens = tokens
+    if reader is None:
+        reader, resumed = attaching(other, first.generation_id, position)
+    await work.finish(ends=[ChoiceEnd(choice, "EOS", 1) for choice in range(3)])
+    await read_rest(call, first)
+    await read_all(reader, resumed)
+
+    tokens = [token for message in first.messages for token in message.tokens]
+    assert tokens[:position] + resumed.tokens == tokens
+    assert sorted(resumed.finishes) == [0, 1, 2]
+    attempts = [m.started.attempt for m in resumed.messages if m.HasField("started")]
+    assert attempts == sorted(set(attempts))
+    assert attempts[-1] == resumed.messages[-1].completed.attempts
+
+
+async def test_ten_readers_of_one_generation(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """At two gateways, from different positions, while it is made: the same tokens, and each choice's end once."""
+    call, first, work = await begin(gateway, worker, "ten readers")
+    await say_three_choices(work)
+    readers = [attaching((gateway, other)[n % 2], first.generation_id, n) for n in range(10)]
+    for n in range(50):
+        await work.say_in((2, f"{n}"))
+    await work.finish(ends=ENDS)
+    await read_rest(call, first)
+    await asyncio.gather(*(read_all(reader, resumed) for reader, resumed in readers))
+
+    tokens = [token for message in first.messages for token in message.tokens]
+    assert len(tokens) == 64
+    for _, resumed in readers:
+        assert resumed.tokens == tokens[resumed.from_position :]
+        assert sorted(resumed.finishes) == [0, 1, 2]
+
+
+async def test_readers_at_six_gateways_get_everything_and_keep_it_alive(
+    valkey: RunningServer, gateway: RunningGateway, worker: ScriptedWorker, broker: Broker
+) -> None:
+    """Four gateways get rows; the others read the log, and take the place of those that leave."""
+    async with AsyncExitStack() as stack:
+        gateways = [await stack.enter_async_context(running_gateway(valkey.url)) for _ in range(5)]
+        request = prompt()  # without a window: cancelled at once when nobody reads
+        call, first = await open_stream(gateway, request)
+        work = await worker.take(first.generation_id)
+        readers = []
+        for each in gateways:
+            readers.append(attaching(each, first.generation_id))
+            assert (await readers[-1][0].read()).HasField("accepted")
+        assert len(await names(broker, first.generation_id, "readers")) == 4
+        assert len(await names(broker, first.generation_id, "pollers")) == 2
+
+        await work.say("a", "b")
+        for reader, resumed in readers:
+            await read_tokens(reader, resumed, 2)
+        call.cancel()
+        for reader, _ in readers[:4]:
+            reader.cancel()
+        await until(lambda: has_one_reader(broker, first.generation_id), what="five have left")
+        assert not (await work.say("c")).cancel
+        await work.finish()
+        last = await read_all(*readers[4])
+
+    assert "".join(token.text for token in last.tokens) == "abc"
+    assert last.kinds[-2:] == ["choice_finished", "completed"]
+
+
+async def names(broker: Broker, generation_id: str, which: str) -> list[str]:
+    """The gateways in a field of the record."""
+    raw = await broker._client.hget(keys.record(generation_id), which)
+    return [name for name in (raw or b"").decode().split(",") if name]
+
+
+async def has_one_reader(broker: Broker, generation_id: str) -> bool:
+    """And nobody who polls."""
+    readers, pollers = [await names(broker, generation_id, which) for which in ("readers", "pollers")]
+    return (len(readers), len(pollers)) == (1, 0)
+
+
+async def test_a_wrong_chain_is_data_loss(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """At every position, live and finished: the reader was once given other tokens."""
+    call, first, work = await begin(gateway, worker, "wrong chain")
+    await work.say("a")
+    await work.say("b", "c")
+    live = [await attach_error(other, first.generation_id, position, 12345) for position in range(4)]
+    await work.finish()
+    await read_rest(call, first)
+    finished = [await attach_error(other, first.generation_id, position, 12345) for position in range(4)]
+
+    for error in live + finished:
+        assert error.code() is grpc.StatusCode.DATA_LOSS
+        assert details_of(error)[0].reason == "LOG_BEHIND"
+
+
+async def test_a_position_beyond_the_end(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """OUT_OF_RANGE; with a chain, which only who was given those tokens can have, the log has lost them: DATA_LOSS."""
+    call, first, work = await begin(gateway, worker, "beyond")
+    await work.say("a", "b")
+    await work.finish()
+    await read_rest(call, first)
+    error = await attach_error(other, first.generation_id, 3)
+    lost = await attach_error(other, first.generation_id, 3, 12345)
+
+    assert error.code() is grpc.StatusCode.OUT_OF_RANGE
+    assert error.details() == "position 3 is beyond the log, which has 2 tokens"
+    assert details_of(error)[0].metadata["num_tokens"] == "2"
+    assert lost.code() is grpc.StatusCode.DATA_LOSS
+
+
+async def test_a_reader_ahead_of_a_running_log_waits_and_goes_on(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """The worker appends again what a lost tail has taken; nothing comes twice."""
+    call, first, work = await begin(gateway, worker, "ahead")
+    await work.say("a", "b")
+    await read_until(call, first, 2)
+    reader, resumed = attaching(other, first.generation_id, 4)
+    assert (await reader.read()).HasField("accepted")
+    for text in "cdef":
+        await work.say(text)
+    await read_tokens(reader, resumed, 2)
+    await work.finish()
+    await read_all(reader, resumed)
+    call.cancel()
+
+    assert "".join(token.text for token in resumed.tokens) == "ef"
+
+
+async def test_a_reader_ahead_of_a_log_that_stands_still_is_told(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """After `resume_wait_s`; the generation goes on for the others."""
+    call, first, work = await begin(gateway, worker, "stands still")
+    await work.say("a")
+    error = await attach_error(other, first.generation_id, 4)
+    lost = await attach_error(other, first.generation_id, 4, 12345)
+    await work.finish()
+    await read_rest(call, first)
+
+    assert error.code() is grpc.StatusCode.OUT_OF_RANGE
+    assert lost.code() is grpc.StatusCode.DATA_LOSS
+    assert first.text == "a"
+
+
+async def test_only_its_caller_attaches(other: RunningGateway, broker: Broker, raw: "redis.asyncio.Redis") -> None:
+    """Another caller's generation, an unknown id and no id at all look the same; nothing changes."""
+    call, first = await open_stream(other, prompt())
+    await raw.hset(keys.record(first.generation_id), "caller", "somebody else")
+    before = await raw.hgetall(keys.record(first.generation_id))
+    for generation_id in (first.generation_id, keys.new_generation_id(), "no id", ""):
+        error = await attach_error(other, generation_id)
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        assert details_of(error)[0].reason == "UNKNOWN_GENERATION"
+    assert await raw.hgetall(keys.record(first.generation_id)) == before
+    await raw.hset(keys.record(first.generation_id), "caller", "anonymous")
+    call.cancel()
+
+
+async def test_an_error_end_reaches_every_position(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """What is there comes first, then the status that the first reader got."""
+    call, first, work = await begin(gateway, worker, "fails")
+    await work.say("a", "b")
+    await work.finish(EndReason.FAILED)
+    call.cancel()
+    for position in range(3):
+        reader, resumed = attaching(other, first.generation_id, position)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_all(reader, resumed)
+        assert details_of(caught.value)[0].reason == "GENERATION_FAILED"
+        assert [token.text for token in resumed.tokens] == ["a", "b"][position:]
+
+
+async def test_the_last_attached_reader_takes_the_generation_along(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """An Attach that leaves counts as a stream that leaves."""
+    call, first = await open_stream(gateway, prompt())
+    work = await worker.take(first.generation_id)
+    reader, resumed = attaching(other, first.generation_id)
+    assert (await reader.read()).HasField("accepted")
+    call.cancel()
+    await work.say("a")
+    await read_tokens(reader, resumed, 1)
+    reader.cancel()
+
+    async def is_told() -> bool:
+        return (await work.say("x")).cancel
+
+    await until(is_told, what="the worker hears that nobody reads")
+    await work.finish(EndReason.CANCELLED)
+
+
+# --- SubmitGeneration and GetGeneration -------------------------------------------------------------------------------
+
+
+def submission(request_id: str | None = None, **spec: Any) -> generation_pb2.SubmitGenerationRequest:
+    """A request to start."""
+    wanted = common_pb2.GenerationSpec(model="chat", prompt="hello", **spec)
+    return generation_pb2.SubmitGenerationRequest(spec=wanted, request_id=request_id)
+
+
+async def test_a_submitted_generation_runs_without_a_reader(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """Its text grows in GetGeneration, and anyone attaches later, at another gateway."""
+    accepted = (await gateway.stub.SubmitGeneration(submission())).accepted
+    ask = generation_pb2.GetGenerationRequest(generation_id=accepted.generation_id)
+    assert (await other.stub.GetGeneration(ask)).state == generation_pb2.GENERATION_STATE_QUEUED
+    work = await worker.take(accepted.generation_id)
+    assert not (await work.say("so ", "far")).cancel
+    so_far = await other.stub.GetGeneration(ask)
+    await work.say(" so good")
+    await work.finish()
+    resumed = await attach(other, accepted.generation_id, 1)
+
+    assert (so_far.state, so_far.choices[0].text) == (generation_pb2.GENERATION_STATE_RUNNING, "so far")
+    assert not so_far.choices[0].HasField("finished")
+    assert resumed.messages[0].accepted == accepted
+    assert "".join(token.text for token in resumed.tokens) == "far so good"
+
+
+async def test_a_submission_is_idempotent(
+    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
+) -> None:
+    """The same request_id gives the same id, seed and settings; Generate finds it too; another body is refused."""
+    first = await gateway.stub.SubmitGeneration(submission("once"))
+    again = await other.stub.SubmitGeneration(submission("once"))
+    call, received = await open_stream(other, prompt(request_id="once"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gateway.stub.SubmitGeneration(submission("once", priority=common_pb2.PRIORITY_LOW))
+    call.cancel()
+
+    assert first == again
+    assert received.messages[0].accepted == first.accepted
+    assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_the_window_of_a_submission_counts_from_now(
+    gateway: RunningGateway, worker: ScriptedWorker, broker: Broker
+) -> None:
+    """Ten minutes unless the request says otherwise; when it has passed the generation ends. 0 is refused."""
+    default = (await gateway.stub.SubmitGeneration(submission())).accepted.generation_id
+    short = (await gateway.stub.SubmitGeneration(submission(resume_window_ms=1))).accepted.generation_id
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gateway.stub.SubmitGeneration(submission(resume_window_ms=0))
+    await worker.take(default)
+
+    async def is_given_up() -> bool:
+        return (await broker.record(short, caller="anonymous")).reason is EndReason.CANCELLED
+
+    await until(is_given_up, what="a worker that comes to it drops it")
+    assert (await broker.record(default, caller="anonymous")).window_ms == 600_000
+    assert details_of(caught.value)[1].field_violations[0].field == "spec.resume_window_ms"
+
+
+@pytest.mark.parametrize("make", [lambda: keys.new_generation_id(), lambda: "", lambda: "1." + "0" * 32])
+async def test_get_and_cancel_of_nothing(gateway: RunningGateway, make: Callable[[], str]) -> None:
+    """NOT_FOUND."""
+    for ask in (
+        gateway.stub.GetGeneration(generation_pb2.GetGenerationRequest(generation_id=make())),
+        gateway.stub.CancelGeneration(generation_pb2.CancelGenerationRequest(generation_id=make())),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
