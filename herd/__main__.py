@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from herd.generate import GenerateOptions, run_generate
+from herd.models import ModelsOptions, run_models
 from herd.up import UpOptions, run_up
 from llamaherd.client.connection import DEFAULT_ADDRESS
 
@@ -26,11 +27,16 @@ Quantization = Annotated[
 
 @app.command()
 def up(
-    model: Annotated[Path | None, typer.Option(help="a Hugging Face model folder; default: the demo model")] = None,
-    model_name: Annotated[str | None, typer.Option(help="the name callers use; default: the folder's")] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(help="a Hugging Face model folder, may be given several times; default: the demo model"),
+    ] = None,
+    model_name: Annotated[
+        list[str] | None, typer.Option(help="the name callers use, one for each --model; default: the folder's")
+    ] = None,
     quantization: Quantization = "auto",
     workers: Annotated[
-        int, typer.Option(min=1, max=64, help="worker processes; one GPU each where there are GPUs")
+        int, typer.Option(min=1, max=64, help="worker processes of each model; one GPU each where there are GPUs")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     chat_format: Annotated[
@@ -48,8 +54,8 @@ def up(
 ) -> None:
     """Run everything on this machine: a private valkey, a gateway and workers."""
     options = UpOptions(
-        model=model,
-        model_name=model_name,
+        models=tuple(model or ()),
+        model_names=tuple(model_name or ()),
         quantization=quantization,
         workers=workers,
         device=device,
@@ -109,6 +115,16 @@ def generate(
         trace=trace,
     )
     raise SystemExit(run_generate(options))
+
+
+@app.command()
+def models(
+    address: Annotated[str, typer.Option(help="host:port of a gateway", envvar="HERD_ADDRESS")] = "127.0.0.1:50051",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object of ListModels' form")] = False,
+    watch: Annotated[bool, typer.Option(help="go on looking; with --json, one object whenever it changes")] = False,
+) -> None:
+    """Show what is served."""
+    raise SystemExit(run_models(ModelsOptions(address, as_json, watch)))
 
 
 @app.command()

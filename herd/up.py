@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from contract.broker import Broker
 from contract.errors import ServeError
 from herd.children import Child, ChildFailed
+from herd.models import HEALTH_SERVICE
 from herd.valkey import NoServerBinary, server_command
 
-DEMO_MODEL = Path(__file__).parent / "demo_model"
+DEMO_MODEL = Path(__file__).resolve().parent / "demo_model"
 DRAIN_S = 20.0
 
 
@@ -31,8 +33,8 @@ DRAIN_S = 20.0
 class UpOptions:
     """What `herd up` was asked for; the command line documents each."""
 
-    model: Path | None
-    model_name: str | None
+    models: tuple[Path, ...]  # none: the demo model
+    model_names: tuple[str, ...]  # none, or one for each model
     quantization: str
     workers: int
     device: str
@@ -50,7 +52,12 @@ def run_up(options: UpOptions) -> int:
     """Run until SIGINT or SIGTERM; the exit status."""
     console = Console(stderr=True)
     try:
-        return asyncio.run(_Herd(options, console).run())
+        models = models_of(options)
+    except ValueError as error:
+        console.print(f"[red]herd up:[/] {error}", highlight=False)
+        return 2
+    try:
+        return asyncio.run(_Herd(options, models, console).run())
     except (ChildFailed, NoServerBinary, ServeError, OSError) as error:
         console.print(f"[red]herd up:[/] {error}", highlight=False)
         return 1
@@ -60,20 +67,45 @@ def run_up(options: UpOptions) -> int:
         return 1
 
 
+@dataclass(frozen=True, slots=True)
+class UpModel:
+    """One model to serve: its folder, and its name in the API."""
+
+    folder: Path
+    name: str
+
+    def quantization(self, wanted: str) -> str:
+        """What its workers are told: an unquantized folder is served in int8 unless asked otherwise."""
+        if wanted != "auto":
+            return wanted
+        saved = "quantization_config" in json.loads((self.folder / "config.json").read_text())
+        return "auto" if saved else "int8"
+
+
+def models_of(options: UpOptions) -> tuple[UpModel, ...]:
+    """The models that are asked for. Raises ValueError if a folder holds none, or names and folders do not match."""
+    folders = tuple(folder.resolve() for folder in options.models) or (DEMO_MODEL,)
+    for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} is no model folder: it has no config.json")
+    names = options.model_names or tuple("demo" if folder == DEMO_MODEL else folder.name for folder in folders)
+    if len(names) != len(folders):
+        raise ValueError(f"{len(names)} names for {len(folders)} models: --model-name goes with each --model or none")
+    if len(set(names)) != len(names):
+        raise ValueError(f"two models are called {max(names, key=names.count)!r}: give each a --model-name")
+    return tuple(UpModel(folder, name) for folder, name in zip(folders, names, strict=True))
+
+
 class _Herd:
     """The processes of one `herd up` and the folder they share."""
 
-    def __init__(self, options: UpOptions, console: Console) -> None:
+    def __init__(self, options: UpOptions, models: tuple[UpModel, ...], console: Console) -> None:
         self.options = options
+        self.models = models
         self.console = console
-        self.model = (options.model or DEMO_MODEL).resolve()
-        self.model_name = options.model_name or ("demo" if options.model is None else self.model.name)
 
     async def run(self) -> int:
         """Start, serve, stop: in that order, whatever happens."""
-        if not (self.model / "config.json").is_file():
-            self.console.print(f"[red]herd up:[/] {self.model} is no model folder: it has no config.json")
-            return 2
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -129,13 +161,14 @@ class _Herd:
         yield self._python("gateway", "service", gateway, run_dir)
         gpus = _count_gpus() if options.device in ("auto", "cuda") else 0
         # Beside each engine stand its supervisor, a gateway and a broker; an engine that waits for a core waits long.
-        threads = max(1, (os.cpu_count() or 1) // (2 * options.workers))
-        for number in range(options.workers):
+        workers = [model for model in self.models for _ in range(options.workers)]
+        threads = max(1, (os.cpu_count() or 1) // (2 * len(workers)))
+        for number, model in enumerate(workers):
             worker = {
                 "HERD_WORKER_REDIS_URL": redis_url,
-                "HERD_WORKER_MODEL_PATH": str(self.model),
-                "HERD_WORKER_MODEL_NAME": self.model_name,
-                "HERD_WORKER_QUANTIZATION": self._quantization(),
+                "HERD_WORKER_MODEL_PATH": str(model.folder),
+                "HERD_WORKER_MODEL_NAME": model.name,
+                "HERD_WORKER_QUANTIZATION": model.quantization(options.quantization),
                 "HERD_WORKER_THREADS": str(threads),
                 "HERD_WORKER_DEVICE": options.device,
                 "HERD_WORKER_CHAT_FORMAT": options.chat_format,
@@ -143,13 +176,6 @@ class _Herd:
             if gpus > 1:
                 worker["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
             yield self._python(f"worker-{number}", "worker", worker, run_dir)
-
-    def _quantization(self) -> str:
-        """What the workers are told: an unquantized folder is served in int8 unless asked otherwise."""
-        if self.options.quantization != "auto":
-            return self.options.quantization
-        saved = "quantization_config" in json.loads((self.model / "config.json").read_text())
-        return "auto" if saved else "int8"
 
     def _python(self, name: str, module: str, env: dict[str, str], run_dir: Path) -> Child:
         command = [sys.executable, "-m", module]
@@ -166,34 +192,43 @@ class _Herd:
         self._print_how_to_call(address)
         if self.options.ready_file:
             pids = {child.name: child.process.pid for child in children if child.process}
-            ready = {"address": address, "redis_url": redis_url, "model": self.model_name, "pids": pids}
+            names = [model.name for model in self.models]
+            ready = {"address": address, "redis_url": redis_url, "model": names[0], "models": names, "pids": pids}
             partial = self.options.ready_file.with_suffix(".partial")
             partial.write_text(json.dumps(ready))
             partial.replace(self.options.ready_file)  # a reader sees all of it or nothing
 
     async def _wait_ready(self, broker: Broker, port: int) -> None:
+        """Return once every worker is ready and the gateway serves every model."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        names = [model.name for model in self.models]
+        num_workers = len(names) * self.options.workers
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(f"loading {self.model_name}", total=float(self.options.workers))
+            task = progress.add_task(f"loading {', '.join(names)}", total=float(num_workers))
             while True:
-                pool = [w.fields for w in await broker.pool() if w.fields.get("model") == self.model_name]
-                ready = sum(fields.get("state") == "ready" for fields in pool)
+                pool = [w.fields for w in await broker.pool() if w.fields.get("model") in names]
+                ready = Counter(fields["model"] for fields in pool if fields.get("state") == "ready")
                 done = sum(float(fields.get("progress", 0)) for fields in pool)
-                progress.update(task, completed=min(done, float(self.options.workers)))
-                if ready >= self.options.workers and await _serves(self.options.host, port):
+                progress.update(task, completed=min(done, float(num_workers)))
+                is_loaded = all(ready[name] >= self.options.workers for name in names)
+                if is_loaded and await _serves(self.options.host, port, names):
                     return
                 await asyncio.sleep(0.05)
 
     def _print_how_to_call(self, address: str) -> None:
         at = "" if address == "127.0.0.1:50051" else f" --address {address}"
         out = self.console
-        out.print(f"[bold]{self.model_name}[/] is served at [bold]{address}[/] (gRPC, llamaherd.v1). Ctrl-C ends it.")
-        out.print(f'  herd generate "Count to ten"{at}', highlight=False)
-        questions = self.model / "questions.txt"
-        if questions.is_file():
-            out.print("Worth asking:")
-            for line in questions.read_text().splitlines()[:3]:
-                out.print(f'  herd generate "{line}"{at}', highlight=False)
+        names = " and ".join(f"[bold]{model.name}[/]" for model in self.models)
+        verb = "is" if len(self.models) == 1 else "are"
+        out.print(f"{names} {verb} served at [bold]{address}[/] (gRPC, llamaherd.v1). Ctrl-C ends it.")
+        for model in self.models:
+            of = "" if len(self.models) == 1 else f" --model {model.name}"
+            out.print(f'  herd generate "Count to ten"{of}{at}', highlight=False)
+            questions = model.folder / "questions.txt"
+            if questions.is_file():
+                out.print("Worth asking:")
+                for line in questions.read_text().splitlines()[:3]:
+                    out.print(f'  herd generate "{line}"{of}{at}', highlight=False)
 
 
 @contextmanager
@@ -240,14 +275,19 @@ async def _answers(path: Path) -> bool:
         writer.close()
 
 
-async def _serves(host: str, port: int) -> bool:
-    """Whether the gateway says that it serves: it listens, and has seen a live worker."""
+async def _serves(host: str, port: int, models: Sequence[str]) -> bool:
+    """Whether the gateway says that it serves these models: it listens, and has seen a worker of each."""
     async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
-        try:
-            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
-        except grpc.aio.AioRpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        stub = health_pb2_grpc.HealthStub(channel)
+        for model in models:
+            request = health_pb2.HealthCheckRequest(service=f"{HEALTH_SERVICE}/{model}")
+            try:
+                answer = await stub.Check(request, timeout=2)
+            except grpc.aio.AioRpcError:
+                return False
+            if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                return False
+    return True
 
 
 def _count_gpus() -> int:

@@ -5,7 +5,9 @@ import base64
 import binascii
 from collections.abc import Mapping
 
-from contract.bundle import ChatFormatKind
+import structlog
+
+from contract.bundle import ChatFormatKind, MalformedBundle
 from contract.errors import BrokerDown, FieldViolation, InvalidRequest, NoWorker, UnknownModel
 from contract.messages import Job
 from llamaherd.v1 import common_pb2, model_pb2
@@ -21,6 +23,8 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_TOKENIZED_BYTES = 1024 * 1024  # an answer is up to 16 bytes for each of these
 MAX_DETOKENIZED_IDS = 1_000_000
+
+log = structlog.get_logger(__name__)
 
 _QUANTIZATIONS = {
     "fp16": model_pb2.QUANTIZATION_NONE,
@@ -68,6 +72,8 @@ class ModelServicer:
                 response.models.append(_describe(await self._models.get(name), live[name]))
             except (UnknownModel, NoWorker):
                 continue  # it went between the look at the pool and this one
+            except MalformedBundle as error:  # of a later version: the others are told all the same
+                log.warning("model cannot be read", model=name, error=str(error))
         if len(names) > page_size:
             response.next_page_token = _page_token(names[page_size - 1])
         return response

@@ -6,13 +6,16 @@ from typing import Any
 import grpc
 import pytest
 import sentencepiece
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from contract import keys
 from contract.broker import Broker
 from contract.bundle import ChatFormat, ChatFormatKind, ModelBundle
 from llamaherd.v1 import common_pb2, generation_pb2, model_pb2, model_pb2_grpc
 from service.chat_format import Message, Role
+from service.health import model_service
 from service.model_servicer import MAX_DETOKENIZED_IDS, MAX_TOKENIZED_BYTES
 from service.tokenizer import PromptTokenizer
 from tests.redis_server import RunningServer, start_valkey
@@ -319,3 +322,22 @@ async def test_one_model_needs_no_name(tmp_path_factory: pytest.TempPathFactory)
         server.start()
     await broker.close()
     server.kill()
+
+
+async def test_a_model_of_a_later_version_does_not_hide_the_others(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """During an update: its bundle cannot be read here."""
+    server = start_valkey(short_folder(tmp_path_factory))
+    broker = Broker.connect(server.url)
+    async with scripted_worker(broker, {"letters": bundle()}) as worker, running_gateway(server.url) as gateway:
+        await broker.announce("later", "1" * 64, b'{"version":99}')
+        worker.worker_ids["later"] = keys.new_id()  # it beats from now on
+        health = health_pb2_grpc.HealthStub(gateway.channel)
+        watched = health.Watch(health_pb2.HealthCheckRequest(service=model_service("later")))
+        while (await watched.read()).status != health_pb2.HealthCheckResponse.SERVING:
+            pass
+        watched.cancel()
+        stub: Any = model_pb2_grpc.ModelServiceStub(gateway.channel)
+        answer = await stub.ListModels(model_pb2.ListModelsRequest())
+    await broker.close()
+    server.kill()
+    assert [model.name for model in answer.models] == ["letters"]
