@@ -96,7 +96,7 @@ def test_only_this_machine_reaches_it(services: Any) -> None:
     outside = load(BASE, MODEL_DIR="m", BIND="0.0.0.0")["services"]["gateway-1"]["ports"]
 
     assert ports["redis"] == []
-    assert len(published) == len(set(published)) == 3
+    assert len(published) == len(set(published)) == 4
     assert all(port.startswith("127.0.0.1:") for port in published)
     assert outside == ["0.0.0.0:50052:50051"]
     assert services["redis"]["networks"] == ["herd"]
@@ -118,7 +118,7 @@ def test_a_model_has_to_be_named() -> None:
         load(BASE)
 
 
-def test_spans_and_metrics_reach_the_collector(services: Any) -> None:
+def test_spans_reach_the_collector(services: Any) -> None:
     """Over http, where it listens; every part that its pipelines name is there, and none is idle."""
     config = load(COLLECTOR)
     endpoint = config["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
@@ -129,6 +129,33 @@ def test_spans_and_metrics_reach_the_collector(services: Any) -> None:
         assert url == f"http://otel-collector:{endpoint.rpartition(':')[2]}"
     for kind in ("receivers", "processors", "exporters"):
         assert set(config[kind]) == {part for pipeline in pipelines for part in pipeline[kind]}
-    scraped = config["exporters"]["prometheus"]["endpoint"].rpartition(":")[2]
-    assert [port.rpartition(":")[2] for port in services["otel-collector"]["ports"]] == [scraped]
-    assert config["service"]["pipelines"].keys() == {"traces", "metrics"}
+    assert config["service"]["pipelines"].keys() == {"traces"}
+
+
+def test_prometheus_asks_every_process(services: Any) -> None:
+    """At the port that the process is told, beyond its loopback; metrics go no other way."""
+    config = load(ROOT / "monitoring/prometheus.yaml")
+    asked = [target for job in config["scrape_configs"] for each in job["static_configs"] for target in each["targets"]]
+    told = []
+    for name in ("gateway-0", "gateway-1", "worker-0", "worker-1"):
+        environment = services[name]["environment"]
+        prefix = f"HERD_{name.partition('-')[0].upper()}_METRICS"
+        assert (environment[f"{prefix}_HOST"], environment["OTEL_METRICS_EXPORTER"]) == ("0.0.0.0", "none")
+        told.append(f"{name}:{environment[f'{prefix}_PORT']}")
+    assert asked == told
+
+
+def test_every_mounted_file_is_there(services: Any) -> None:
+    """And every file that compose names is mounted somewhere."""
+    configs = load(BASE, MODEL_DIR="m")["configs"]
+    mounted = {each["source"] for service in services.values() for each in service.get("configs", [])}
+
+    assert mounted == configs.keys()
+    assert all((ROOT / each["file"]).is_file() for each in configs.values())
+
+
+def test_images_of_others_are_pinned(services: Any) -> None:
+    """To a version, so that tomorrow's herd is today's."""
+    images = [service["image"] for service in services.values() if "build" not in service]
+
+    assert all(re.search(r":v?\d+\.\d+", image) for image in images), images
