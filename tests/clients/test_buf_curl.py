@@ -1,6 +1,7 @@
 """`buf curl` calls the gateway with nothing but reflection: no proto file, no generated code."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -48,6 +49,39 @@ def test_generate_streams_json(gateway: str, run: Run) -> None:
     assert "accepted" in responses[0]
     assert "10" in "".join(token.get("text", "") for token in tokens)
     assert responses[-1]["completed"]["usage"]["outputTokens"] == len(tokens)
+
+
+def test_models_are_described_and_text_is_encoded_and_decoded(gateway: str, run: Run) -> None:
+    """Every method of ModelService: what is served, ids with the bytes they stand for, and back to the text."""
+
+    def ask(method: str, request: Mapping[str, Any]) -> Any:
+        done = run(*CURL, "-d", json.dumps(request), f"http://{gateway}/llamaherd.v1.ModelService/{method}")
+        assert done.returncode == 0, done.stderr
+        (answer,) = parse_stream(done.stdout)
+        return answer
+
+    text = "Count to ten, ça va?"
+    (listed,) = ask("ListModels", {})["models"]
+    described = ask("GetModel", {"name": listed["name"]})["model"]
+    tokens = ask("Tokenize", {"text": text, "addBos": False})["tokens"]
+    counted = ask("CountTokens", {"spec": {"prompt": text}})["promptTokens"]
+    decoded = ask("Detokenize", {"ids": [token["id"] for token in tokens]})["text"]
+
+    assert described == listed
+    assert described["liveWorkers"] == 1
+    assert described["defaults"]["stopping"]["maxNewTokens"] > 0
+    assert decoded == text
+    assert b"".join(text.encode()[t.get("begin", 0) : t.get("end", 0)] for t in tokens) == text.encode()
+    assert counted == len(tokens) + 1, "BOS comes first"
+
+
+def test_health_is_told_by_model(gateway: str, run: Run) -> None:
+    """As balancers and `grpc_health_probe -service=` ask for it."""
+    asked = {"service": "llamaherd.v1.GenerationService/demo"}
+    done = run(*CURL, "-d", json.dumps(asked), f"http://{gateway}/grpc.health.v1.Health/Check")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"status": "SERVING"}
 
 
 def test_an_error_shows_its_details(gateway: str, run: Run) -> None:

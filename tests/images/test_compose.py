@@ -103,6 +103,16 @@ def test_only_this_machine_reaches_it(services: Any) -> None:
     assert load(BASE, MODEL_DIR="m")["networks"]["herd"] == {"internal": True}
 
 
+def test_gateways_are_healthy_by_the_model_that_the_workers_serve() -> None:
+    """Under whatever name: `--wait` returns when that one can be asked."""
+    for variables, name in (({}, "llama-2"), ({"MODEL_NAME": "mine"}, "mine")):
+        services = load(BASE, MODEL_DIR="/models/m", **variables)["services"]
+        for gateway in ("gateway-0", "gateway-1"):
+            assert services[gateway]["healthcheck"]["test"] == ["CMD", "python", "-m", "service.probe", name]
+        for worker in ("worker-0", "worker-1"):
+            assert services[worker]["environment"]["HERD_WORKER_MODEL_NAME"] == name
+
+
 def test_redis_keeps_what_it_is_told(services: Any) -> None:
     """Append-only file on a volume, nothing evicted."""
     redis = services["redis"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+import redis.asyncio
 import sentencepiece
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +22,7 @@ from service.tokenizer import PromptTokenizer
 from tests.redis_server import RunningServer, start_valkey
 from tests.service.bundles import CONTEXT, PIECES, bundle
 from tests.service.conftest import short_folder
-from tests.service.gateways import RunningGateway, running_gateway
+from tests.service.gateways import RunningGateway, prompt, running_gateway
 from tests.service.scripted_worker import scripted_worker
 from tests.service.test_status import details_of
 from tests.service.test_tokenizer import TEXTS
@@ -320,6 +321,29 @@ async def test_one_model_needs_no_name(tmp_path_factory: pytest.TempPathFactory)
         assert len((await stub.Tokenize(model_pb2.TokenizeRequest(text="ab"))).tokens) == 4
         assert (await stub.CountTokens(model_pb2.CountTokensRequest(spec={"prompt": "ab"}))).prompt_tokens == 4
         server.start()
+    await broker.close()
+    server.kill()
+
+
+async def test_a_model_that_nobody_announces_any_more_is_unknown(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As long as it was announced, its workers may come back; when that has expired, it is as if it had never been."""
+    server = start_valkey(short_folder(tmp_path_factory))
+    broker = Broker.connect(server.url)
+    gone = bundle()
+    await broker.announce("gone", gone.digest, gone.to_bytes())
+    async with running_gateway(server.url) as gateway:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await gateway.stub.Generate(prompt(model="gone")).read()
+        assert details_of(caught.value)[0].reason == "NO_WORKER"
+        assert details_of(caught.value)[2].ToMilliseconds() > 0
+        async with redis.asyncio.Redis.from_url(server.url) as client:
+            await client.delete(keys.model("gone"), keys.MODELS)  # as when a week has passed
+
+        async def is_unknown() -> bool:
+            error = await answer_of(gateway.stub.Generate(prompt(model="gone")).read())
+            return bool(error.code() is grpc.StatusCode.NOT_FOUND)
+
+        await until(is_unknown)
     await broker.close()
     server.kill()
 
