@@ -1,7 +1,7 @@
 """Both clients behind one face, so that each test is written once: the threads' one runs in a thread."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,12 +36,23 @@ class Read:
 
 Open = Callable[[Any], Any]  # a client -> a stream
 Ask = Callable[..., Awaitable[Read]]
+OnDelta = Callable[[Read], Coroutine[Any, Any, None]]
+
+
+async def nothing_more(_: Read) -> None:
+    """Go on reading."""
 
 
 async def read_sync(
-    addresses: Sequence[str], open_stream: Open, *, leave_after: int | None = None, **options: Any
+    addresses: Sequence[str],
+    open_stream: Open,
+    *,
+    on_delta: OnDelta = nothing_more,
+    leave_after: int | None = None,
+    **options: Any,
 ) -> Read:
     """All deltas by `Client`, or the first `leave_after` and then a `break`."""
+    loop = asyncio.get_running_loop()
 
     def read() -> Read:
         got = Read()
@@ -50,6 +61,7 @@ async def read_sync(
             try:
                 for delta in stream:
                     got.deltas.append(delta)
+                    asyncio.run_coroutine_threadsafe(on_delta(got), loop).result()
                     if len(got.deltas) == leave_after:
                         break
             except HerdError as error:
@@ -60,7 +72,12 @@ async def read_sync(
 
 
 async def read_async(
-    addresses: Sequence[str], open_stream: Open, *, leave_after: int | None = None, **options: Any
+    addresses: Sequence[str],
+    open_stream: Open,
+    *,
+    on_delta: OnDelta = nothing_more,
+    leave_after: int | None = None,
+    **options: Any,
 ) -> Read:
     """The same by `AsyncClient`."""
     got = Read()
@@ -71,6 +88,7 @@ async def read_async(
             async with stream:
                 async for delta in stream:
                     got.deltas.append(delta)
+                    await on_delta(got)
                     if len(got.deltas) == leave_after:
                         break
         except HerdError as error:

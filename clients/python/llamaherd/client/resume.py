@@ -80,8 +80,7 @@ class Reading:
 
     def next_call(self) -> tuple[str, StreamRequest]:
         """Method and request that go on from here."""
-        if not self.generation_id:
-            assert self.request is not None
+        if self.request is not None and not self.generation_id:
             self._may_stand = True
             return GENERATE, self.request
         chain = self.chain if self.position > 0 else None
