@@ -73,6 +73,8 @@ def test_the_requests_of_the_continuation_test_cover_every_knob_and_end() -> Non
         assert any(getattr(each.sampling, name) != getattr(SAMPLED, name) for each in requests), name
     assert {each.sampling.temperature for each in requests} == {0.0, SAMPLED.temperature}
     assert any(each.stopping.min_new_tokens and not each.stopping.ignore_eos for each in requests)
+    assert any(each.num_top_logprobs for each in requests)
+    assert {each.num_choices for each in requests} == {1, 3}
 
 
 def test_both_forms_of_a_log_are_one() -> None:

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from tests.engine.engine_driver import Clock, Outcome, collect, name_of
+from tests.engine.generate_oracle import generate
 from tests.engine.oracle import Shape, random_prompts
 from worker.engine.batch import ForwardModel
 from worker.engine.config import Quantization
-from worker.engine.counter_rng import uniform
 from worker.engine.detokenizer import TokenPieces
 from worker.engine.engine import Engine, EngineSettings
 from worker.engine.loader import load_model
@@ -103,69 +103,6 @@ def ids_of_choices(pair: Pair, request: GenerationRequest) -> list[list[int]]:
     return [outcomes[name_of("g", choice)].token_ids for choice in range(request.num_choices)]
 
 
-class CountPenalties:
-    """Frequency and presence penalty, which transformers lacks, as a logits processor of its user."""
-
-    def __init__(self, sampling: SamplingParams, prompt_len: int) -> None:
-        self._sampling = sampling
-        self._prompt_len = prompt_len
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Of the output alone."""
-        counts = torch.zeros_like(scores)
-        output = input_ids[:, self._prompt_len :]
-        counts.scatter_add_(1, output, torch.ones_like(output, dtype=scores.dtype))
-        scores = scores - self._sampling.frequency_penalty * counts
-        return scores - self._sampling.presence_penalty * (counts > 0)
-
-
-def generate(pair: Pair, request: GenerationRequest, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """What transformers makes of the request: the ids of each choice, up to and with what ends it."""
-    sampling, stopping = request.sampling, request.stopping
-    step = 0
-
-    def draw(probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
-        nonlocal step
-        assert num_samples == 1
-        draws = torch.tensor([[uniform(sampling.seed, row, step)] for row in range(len(probabilities))])
-        step += 1
-        cumulative = probabilities.double().cumsum(-1)
-        return torch.searchsorted(cumulative, draws.double() * cumulative[:, -1:], right=True)
-
-    knobs: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        monkeypatch.setattr(torch, "multinomial", draw)
-        knobs = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p or None,
-            "typical_p": sampling.typical_p,
-        }
-    if sampling.logit_bias:
-        knobs["sequence_bias"] = [[[token_id], bias] for token_id, bias in sampling.logit_bias]
-    ends = sorted(stopping.ending_ids)
-    batch = torch.tensor([request.prompt_ids])
-    found = pair.theirs.generate(
-        batch,
-        attention_mask=torch.ones_like(batch),
-        max_new_tokens=NUM_NEW,
-        min_new_tokens=stopping.min_new_tokens or None,
-        eos_token_id=ends or None,
-        num_return_sequences=request.num_choices if sampling.temperature > 0 else 1,
-        repetition_penalty=sampling.repetition_penalty,
-        logits_processor=[CountPenalties(sampling, batch.shape[1])],
-        **knobs,
-    )
-    return [_up_to_end(row, ends) for row in found[:, batch.shape[1] :].tolist()]
-
-
-def _up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    length = next((place + 1 for place, token_id in enumerate(ids) if token_id in ends), len(ids))
-    return ids[:length]
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -183,7 +120,7 @@ def _up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:
 def test_greedy_with_what_bends_logits(pair: Pair, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The bias, each penalty with it, and all at once."""
     request = request_for(pair, replace(GREEDY, **({"logit_bias": BIAS} | changes)))
-    assert ids_of_choices(pair, request) == generate(pair, request, monkeypatch)
+    assert ids_of_choices(pair, request) == generate(pair.theirs, request, monkeypatch)
 
 
 def test_what_bends_logits_changes_the_answer(pair: Pair) -> None:
@@ -203,7 +140,7 @@ def test_greedy_with_ends_that_must_wait(pair: Pair, min_new_tokens: int, monkey
         pair, GREEDY, eos_token_ids=plain[4:5], stop_token_ids=plain[9:11], min_new_tokens=min_new_tokens
     )
     (ids,) = ids_of_choices(pair, request)
-    assert [ids] == generate(pair, request, monkeypatch)
+    assert [ids] == generate(pair.theirs, request, monkeypatch)
     assert len(ids) > min_new_tokens or len(ids) == NUM_NEW
 
 
@@ -212,7 +149,7 @@ def test_an_ignored_eos_is_a_token_like_others(pair: Pair, monkeypatch: pytest.M
     (plain,) = ids_of_choices(pair, request_for(pair, GREEDY))
     request = request_for(pair, GREEDY, eos_token_ids=plain[3:8], min_new_tokens=5)
     request = replace(request, stopping=replace(request.stopping, ignore_eos=True))
-    assert ids_of_choices(pair, request) == generate(pair, request, monkeypatch) == [plain]
+    assert ids_of_choices(pair, request) == generate(pair.theirs, request, monkeypatch) == [plain]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +170,7 @@ def test_three_sampled_choices(pair: Pair, changes: dict[str, Any], monkeypatch:
     """Each knob that shapes the draw, and all of them, with num_return_sequences=3."""
     request = request_for(pair, replace(SAMPLED, **changes), num_choices=3)
     choices = ids_of_choices(pair, request)
-    assert choices == generate(pair, request, monkeypatch)
+    assert choices == generate(pair.theirs, request, monkeypatch)
     assert len({tuple(choice) for choice in choices}) == 3
 
 
@@ -244,7 +181,7 @@ def test_sampled_choices_that_end_by_themselves(pair: Pair, monkeypatch: pytest.
         pair, SAMPLED, eos_token_ids=range(0, vocab_size, 4), stop_token_ids=(1,), min_new_tokens=3, num_choices=5
     )
     choices = ids_of_choices(pair, request)
-    assert choices == generate(pair, request, monkeypatch)
+    assert choices == generate(pair.theirs, request, monkeypatch)
     assert len({len(choice) for choice in choices}) > 1
     assert min(len(choice) for choice in choices) > 3
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from llamaherd.v1 import common_pb2
 from scripts import metrics_table, settings_table
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,23 @@ def test_every_folder_stands_in_the_readme() -> None:
     named = set(re.findall(r"`(\w+)/`", table))
 
     assert named == folders - {".ci", "scripts"}
+
+
+def test_every_knob_is_in_the_table_of_knobs() -> None:
+    """README.md has every field of Sampling, Stopping and OutputOptions, and no other."""
+    section = (ROOT / "README.md").read_text().partition("## The knobs of a request")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`((?:sampling|stopping|output)\.\w+)", section))
+    fields = {
+        f"{part}.{field.name}"
+        for part, message in (
+            ("sampling", common_pb2.Sampling),
+            ("stopping", common_pb2.Stopping),
+            ("output", common_pb2.OutputOptions),
+        )
+        for field in message.DESCRIPTOR.fields
+    }
+
+    assert named == fields
 
 
 def test_every_step_of_the_path_is_a_file() -> None:

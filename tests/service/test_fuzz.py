@@ -29,18 +29,30 @@ sampling = st.builds(
     top_k=optional(uint32),
     top_p=optional(numbers),
     min_p=optional(st.sampled_from([0.0, 0.0, 0.5, math.nan])),
-    n=optional(st.sampled_from([1, 1, 0, 2, 17])),
+    typical_p=optional(st.sampled_from([1.0, 0.5, 0.0, math.nan])),
+    repetition_penalty=optional(st.sampled_from([1.0, 1.3, 100.0, 0.0])),
+    frequency_penalty=optional(st.sampled_from([0.0, -100.0, 100.0, 100.5])),
+    presence_penalty=optional(st.sampled_from([0.0, -100.0, 100.0, math.inf])),
+    n=optional(st.sampled_from([1, 1, 2, 3, 16, 0, 17])),
     seed=optional(st.integers(0, 2**64 - 1)),
-    logit_bias=st.dictionaries(uint32, numbers, max_size=1),
+    logit_bias=st.dictionaries(st.integers(0, len(PIECES)) | uint32, st.floats(-101, 101, width=32), max_size=2),
 )
 stopping = st.builds(
     common_pb2.Stopping,
     max_new_tokens=optional(uint32),
     max_total_tokens=optional(uint32),
     max_time_ms=optional(uint32),
-    min_new_tokens=optional(st.sampled_from([0, 0, 1])),
+    min_new_tokens=optional(st.sampled_from([0, 1, 2**32 - 1])),
     stop_strings=st.lists(texts, max_size=3),
-    stop_token_ids=st.lists(uint32, max_size=1),
+    stop_token_ids=st.lists(st.integers(0, len(PIECES)) | uint32, max_size=2),
+    ignore_eos=optional(st.booleans()),
+)
+output = st.builds(
+    common_pb2.OutputOptions,
+    logprobs=optional(st.booleans()),
+    top_logprobs=optional(st.sampled_from([0, 1, 20, 21])),
+    echo=optional(st.booleans()),
+    prompt_logprobs=optional(st.booleans()),
 )
 messages = st.lists(
     st.builds(common_pb2.ChatMessage, role=st.sampled_from([0, 1, 2, 2, 3, 9]), content=texts), max_size=4
@@ -68,6 +80,8 @@ def requests(draw: st.DrawFn) -> generation_pb2.GenerateRequest:
         parts = parts | {"priority": draw(st.sampled_from([0, 2, 3, 3, -1, 99]))}
     if draw(st.booleans()):
         parts = parts | {"stopping": draw(stopping)}
+    if draw(st.booleans()):
+        parts = parts | {"output": draw(output)}
     spec = common_pb2.GenerationSpec(
         model=draw(st.sampled_from(["chat", "chat", "base", "", "nobody"]) | texts),
         resume_window_ms=draw(st.none() | st.sampled_from([0, 600_000, 600_001])),
@@ -93,6 +107,11 @@ async def test_any_request_is_taken_or_refused_by_name(
         used = answer.accepted.settings
         assert 0 <= used.sampling.temperature <= 100
         assert 0 < used.sampling.top_p <= 1
+        assert 0 < used.sampling.typical_p <= 1
+        assert 0 < used.sampling.repetition_penalty <= 100
+        assert 1 <= used.sampling.n <= 16
+        assert all(id_ < len(PIECES) for id_ in (*used.sampling.logit_bias, *used.stopping.stop_token_ids))
+        assert used.stopping.min_new_tokens <= used.stopping.max_new_tokens
         assert 1 <= used.stopping.max_new_tokens <= used.stopping.max_total_tokens <= 4096
 
 
