@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -108,12 +108,7 @@ class ModelServicer:
         if len(request.ids) > MAX_DETOKENIZED_IDS:
             violations.add("ids", f"has {len(request.ids)} ids; at most {MAX_DETOKENIZED_IDS}")
         model = await self._find(request.model, "model", violations)
-        size = model.bundle.vocab_size
-        wrong = next((index for index, id_ in enumerate(request.ids) if id_ >= size), None)
-        if wrong is not None:
-            text = f"is {request.ids[wrong]}; ids are 0 to {size - 1}"
-            raise InvalidRequest([FieldViolation(f"ids[{wrong}]", text)])
-        return model_pb2.DetokenizeResponse(text=await asyncio.to_thread(model.tokenizer.decode, request.ids))
+        return await asyncio.to_thread(_detokenized, request.ids, model)
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: Context
@@ -178,6 +173,15 @@ def _tokenized(
         spans += tokenizer.encode_spans(request.text)
     tokens = (model_pb2.TokenSpan(id=span.id, begin=span.begin, end=span.end) for span in spans)
     return model_pb2.TokenizeResponse(tokens=tokens, rendered_chat=rendered)
+
+
+def _detokenized(ids: Sequence[int], model: ServedModel) -> model_pb2.DetokenizeResponse:
+    """Decode. Raises InvalidRequest for an id that the model does not have."""
+    size = model.bundle.vocab_size
+    wrong = next((index for index, id_ in enumerate(ids) if id_ >= size), None)
+    if wrong is not None:
+        raise InvalidRequest([FieldViolation(f"ids[{wrong}]", f"is {ids[wrong]}; ids are 0 to {size - 1}")])
+    return model_pb2.DetokenizeResponse(text=model.tokenizer.decode(ids))
 
 
 def _page_token(name: str) -> str:

@@ -13,6 +13,7 @@ from service.violations import Violations
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_MODEL_CHARS = 128
 MAX_MESSAGES = 1024
+MAX_IDS_AT_ONCE = 10_000  # checked between two events; more take a thread, as a text does
 
 _ROLES = {
     common_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -80,7 +81,9 @@ async def encode_input(spec: common_pb2.GenerationSpec, model: ServedModel, viol
                 violations.take_from(error, "spec.")
                 return []
         case _:
-            return _check_ids(spec.token_ids.ids, model, violations)
+            if len(spec.token_ids.ids) <= MAX_IDS_AT_ONCE:
+                return _check_ids(spec.token_ids.ids, model, violations)
+            return await asyncio.to_thread(_check_ids, spec.token_ids.ids, model, violations)
 
 
 def _check_ids(ids: Sequence[int], model: ServedModel, violations: Violations) -> list[int]:

@@ -1,6 +1,7 @@
 """ModelService over a real channel: what is served, and encoding that agrees with SentencePiece and with Generate."""
 
-from collections.abc import AsyncIterator, Awaitable, Iterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -209,6 +210,39 @@ async def test_a_prompt_beyond_the_context_is_counted(stub: Any) -> None:
     spec = common_pb2.GenerationSpec(model="letters", prompt="x" * 5000)
     answer = await stub.CountTokens(model_pb2.CountTokensRequest(spec=spec))
     assert answer.prompt_tokens == 5002  # BOS and the space before the text
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("Tokenize", model_pb2.TokenizeRequest(model="words", text="x")),
+        ("Tokenize", model_pb2.TokenizeRequest(model="words", chat={"messages": [{"role": 2, "content": "x"}]})),
+        ("Detokenize", model_pb2.DetokenizeRequest(model="words", ids=[5])),
+        ("CountTokens", model_pb2.CountTokensRequest(spec={"model": "words", "prompt": "x"})),
+    ],
+)
+async def test_others_are_answered_while_a_text_is_encoded(
+    stub: Any, models_gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, method: str, request_: Any
+) -> None:
+    """It takes a thread, and may take seconds; here it takes until somebody else has been answered."""
+    answered = threading.Event()
+
+    def after_others(name: str) -> Callable[..., Any]:
+        own: Callable[..., Any] = getattr(PromptTokenizer, name)
+
+        def encode(*arguments: Any) -> Any:
+            assert answered.wait(10), "nobody was answered"
+            return own(*arguments)
+
+        return encode
+
+    for name in ("encode_spans", "encode_chat_spans", "encode_prompt", "decode"):
+        monkeypatch.setattr(PromptTokenizer, name, after_others(name))
+    call = getattr(stub, method)(request_)
+    await health_pb2_grpc.HealthStub(models_gateway.channel).Check(health_pb2.HealthCheckRequest())
+    await stub.GetModel(model_pb2.GetModelRequest(name="words"))
+    answered.set()
+    await call
 
 
 async def test_bounds_are_as_published(stub: Any) -> None:

@@ -121,6 +121,7 @@ REFUSED: list[tuple[Spec, str, str]] = [
     (ids(), "spec.token_ids.ids", "is empty"),
     (ids(1, 2, VOCABULARY), "spec.token_ids.ids[2]", f"is {VOCABULARY}; ids are 0 to {VOCABULARY - 1}"),
     (ids(*[3] * CONTEXT), "spec.token_ids", "prompt has 4096 tokens"),
+    (ids(*[3] * 20_000, VOCABULARY), "spec.token_ids.ids[20000]", f"is {VOCABULARY}; ids are 0 to {VOCABULARY - 1}"),
     (chat(), "spec.chat.messages", "has 0 messages; 1 to 1024"),
     (chat(*[(USER, "x")] * 1025), "spec.chat.messages", "has 1025 messages"),
     (chat((common_pb2.ROLE_UNSPECIFIED, "x")), "spec.chat.messages[0].role", "is 0"),
