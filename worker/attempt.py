@@ -1,5 +1,6 @@
 """One attempt at a generation: its lease, every token of it so far, and how many of them are in the log."""
 
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from worker.echo import alternatives_of, echo_of
 from worker.engine.detokenizer import TokenPieces
 from worker.engine.sequence import FinishEvent, FinishReason, PromptLogprob, TokenEvent
 
+MAX_ROW_TOKENS = 1024  # with 20 alternatives each about 0.7 MB: clients take messages of 4 MiB
 FAILED_TEXT = "engine error"  # all that a caller is told; the cause goes to this worker's log
 
 
@@ -136,22 +138,24 @@ class Attempt:
             self.end = EndReason.CANCELLED if FinishReason.CANCELLED in reasons else EndReason.DONE
 
     def next_row(self) -> StepRow:
-        """Everything that is not known to be in the log, the end included."""
-        unsent = self.tokens[self.num_logged :]
-        chain0 = self.chains[self.num_logged]
-        body, chain1 = encode_tokens(unsent, chain0) if unsent else (b"", chain0)
+        """What is not known to be in the log, up to MAX_ROW_TOKENS; the last of it takes the end along."""
+        start = self.num_logged
+        unsent = self.tokens[start : start + MAX_ROW_TOKENS]
+        stop = start + len(unsent)
+        body, chain1 = encode_tokens(unsent, self.chains[start]) if unsent else (b"", self.chains[start])
+        end = self.end if stop == len(self.tokens) else None
         return StepRow(
             generation_id=self.generation_id,
             lease=self.lease,
-            t0=self.num_logged,
+            t0=start,
             num_tokens=len(unsent),
-            chain0=chain0,
+            chain0=self.chains[start],
             chain1=chain1,
             body=body,
-            choice_ends=() if self.end else self._choice_ends(since=self.num_logged),
-            end=self.end,
-            end_choices=() if self.end in (None, EndReason.FAILED) else self._choice_ends(),
-            error=FAILED_TEXT if self.end is EndReason.FAILED else "",
+            choice_ends=() if end else self._choice_ends(start, stop),
+            end=end,
+            end_choices=() if end in (None, EndReason.FAILED) else self._choice_ends(),
+            error=FAILED_TEXT if end is EndReason.FAILED else "",
         )
 
     def _append(self, token: LoggedToken) -> None:
@@ -160,10 +164,10 @@ class Attempt:
         self.tokens.append(token)
         self.chains.append(extend_chain(self.chains[-1], token.choice, token.token_id))
 
-    def _choice_ends(self, since: int | None = None) -> tuple[ChoiceEnd, ...]:
-        """How choices ended; with `since` only those whose last token stands there or later."""
+    def _choice_ends(self, start: int = -1, stop: int = sys.maxsize) -> tuple[ChoiceEnd, ...]:
+        """How choices ended whose last token stands from start to before stop; one without a token stands at -1."""
         return tuple(
             ChoiceEnd(choice, each.reason.name, self._counts[choice], each.stop_string or "", each.held_text)
             for choice, each in sorted(self.finishes.items())
-            if since is None or self._last_positions.get(choice, -1) >= since
+            if start <= self._last_positions.get(choice, -1) < stop
         )

@@ -135,6 +135,8 @@ class Publisher:
     def _go_on(self, attempt: Attempt, *, is_cancelled: bool) -> None:
         if is_cancelled:
             self.cancel(attempt)
+        if attempt.has_news:  # it came meanwhile, or was more than a row takes
+            self._mark(attempt)
         if attempt.is_held and attempt.num_unpublished <= self._max_unpublished_tokens // 2:
             attempt.is_held = False
             self._engine.hold(attempt.lease, False)

@@ -8,6 +8,7 @@ from tests.until import until
 from tests.worker.engine_double import EngineDouble, Gate, expected_ids
 from tests.worker.rig import finished, has_tokens, local_worker, make_job, submit
 from tests.worker.test_serve import cut_log
+from worker.attempt import MAX_ROW_TOKENS
 
 SAMPLING = JobSampling(temperature=0.0, top_k=0, top_p=1.0, seed=7, n=3)
 ENDS = (ChoiceEnd(0, "LENGTH", 9), ChoiceEnd(1, "LENGTH", 8), ChoiceEnd(2, "LENGTH", 7))
@@ -90,6 +91,19 @@ async def test_a_cancel_keeps_the_ends_that_were(broker: Broker) -> None:
     assert logged.ending.reason is (EndReason.CANCELLED if "CANCELLED" in reasons else EndReason.DONE)
     counts = [len(choice) for choice in logged.choices]
     assert [end.num_tokens for end in logged.ending.choice_ends] == counts
+
+
+async def test_a_long_echo_comes_in_rows_of_bounded_size(broker: Broker) -> None:
+    """No message that carries a row can grow beyond what clients take; the end waits for the last one."""
+    prompt_ids = tuple(10 + n % 900 for n in range(2000))
+    generation_id = await submit(broker, dataclasses.replace(three(), prompt_ids=prompt_ids, echo=True))
+    async with local_worker(broker):
+        logged = await finished(broker, generation_id)
+
+    assert logged.choices == [[*prompt_ids, *expected_ids(prompt_ids, 9 - choice, choice)] for choice in range(3)]
+    rows = [entry for entry in await broker.read_log(generation_id) if isinstance(entry, TokenRow)]
+    assert max(row.end - row.t0 for row in rows) <= MAX_ROW_TOKENS
+    assert len(rows) > 5
 
 
 async def test_an_echo_comes_first_for_every_choice(broker: Broker) -> None:
