@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -9,12 +10,15 @@ import redis.asyncio
 
 from contract import keys
 from contract.broker import Broker
-from contract.bundle import ChatFormatKind
+from contract.bundle import ChatFormat, ChatFormatKind, ModelBundle
+from llamaherd.v1 import model_pb2, model_pb2_grpc
 from tests.redis_server import RunningServer, start_valkey
 from tests.service.bundles import bundle
 from tests.service.gateways import RunningGateway, running_gateway
 from tests.service.scripted_worker import ScriptedWorker, scripted_worker
+from tests.tokenizer_models import train_llama2_like, write_model_folder
 from tests.until import until
+from worker.bundle import build_bundle
 
 LASTING = (f"{keys.TAG}:q:", keys.DEAD, keys.META)  # never expire: jobs streams, the dead, the herd's constants
 
@@ -62,6 +66,49 @@ async def gateway(valkey: RunningServer, worker: ScriptedWorker) -> AsyncIterato
     async with running_gateway(valkey.url) as gateway:
         await until(lambda: is_serving(gateway), what="the gateway sees the worker")
         yield gateway
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    """A model with a vocabulary of words that takes conversations."""
+    folder = write_model_folder(tmp_path_factory.mktemp("model"), train_llama2_like())
+    return build_bundle(folder, quantization="nf4-dq", chat_format=ChatFormat(ChatFormatKind.LLAMA2))
+
+
+@pytest.fixture(scope="session")
+def models_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server of its own, where these models are all there are."""
+    running = start_valkey(short_folder(tmp_path_factory))
+    yield running
+    running.kill()
+
+
+@pytest.fixture(scope="session")
+async def models_gateway(models_server: RunningServer, spoken: ModelBundle) -> AsyncIterator[RunningGateway]:
+    """A gateway that sees three models live, and one that was announced by a worker now gone."""
+    broker = Broker.connect(models_server.url)
+    live = {
+        "base": bundle(ChatFormatKind.NONE, do_sample=False),
+        "letters": bundle(temperature=0.6, top_p=0.9, do_sample=True, max_new_tokens=77),
+        "words": spoken,
+    }
+    gone = bundle(temperature=0.1)
+    await broker.announce("gone", gone.digest, gone.to_bytes())
+    async with scripted_worker(broker, live), running_gateway(models_server.url) as gateway:
+        stub = model_pb2_grpc.ModelServiceStub(gateway.channel)
+
+        async def all_are_seen() -> bool:
+            return len((await stub.ListModels(model_pb2.ListModelsRequest())).models) == 3
+
+        await until(all_are_seen)
+        yield gateway
+    await broker.close()
+
+
+@pytest.fixture(scope="session")
+def stub(models_gateway: RunningGateway) -> Any:
+    """ModelService there."""
+    return model_pb2_grpc.ModelServiceStub(models_gateway.channel)
 
 
 async def is_serving(gateway: RunningGateway) -> bool:

@@ -1,7 +1,7 @@
 """Gateways for tests: the real process' `serve` in this event loop, on a free port."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -136,3 +136,11 @@ async def error_of(call: Any, received: Received | None = None) -> grpc.aio.AioR
     except grpc.aio.AioRpcError as error:
         return error
     raise AssertionError("the call ended with OK")
+
+
+async def answer_of(call: Awaitable[Any]) -> Any:
+    """The answer of a call, or the error that it ends with."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        return error

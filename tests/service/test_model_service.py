@@ -1,7 +1,7 @@
 """ModelService over a real channel: what is served, and encoding that agrees with SentencePiece and with Generate."""
 
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -14,70 +14,25 @@ from hypothesis import strategies as st
 
 from contract import keys
 from contract.broker import Broker
-from contract.bundle import ChatFormat, ChatFormatKind, ModelBundle
+from contract.bundle import ModelBundle
 from llamaherd.v1 import common_pb2, generation_pb2, model_pb2, model_pb2_grpc
 from service.chat_format import Message, Role
 from service.health import model_service
-from service.model_servicer import MAX_DETOKENIZED_IDS, MAX_TOKENIZED_BYTES
+from service.model_servicer import MAX_DETOKENIZED_IDS
 from service.tokenizer import PromptTokenizer
-from tests.redis_server import RunningServer, start_valkey
+from tests.redis_server import start_valkey
 from tests.service.bundles import CONTEXT, PIECES, bundle
 from tests.service.conftest import short_folder
-from tests.service.gateways import RunningGateway, prompt, running_gateway
+from tests.service.gateways import RunningGateway, answer_of, prompt, running_gateway
 from tests.service.scripted_worker import scripted_worker
 from tests.service.test_status import details_of
 from tests.service.test_tokenizer import TEXTS
-from tests.tokenizer_models import train_llama2_like, write_model_folder
+from tests.tokenizer_models import train_llama2_like
 from tests.until import until
-from worker.bundle import build_bundle
 
 VOCABULARY = train_llama2_like()
 REFERENCE = sentencepiece.SentencePieceProcessor(model_proto=VOCABULARY)
-METHODS = model_pb2.DESCRIPTOR.services_by_name["ModelService"].methods_by_name.keys()
 slow = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
-    """A model with a vocabulary of words that takes conversations."""
-    folder = write_model_folder(tmp_path_factory.mktemp("model"), VOCABULARY)
-    return build_bundle(folder, quantization="nf4-dq", chat_format=ChatFormat(ChatFormatKind.LLAMA2))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of its own, where these models are all there are."""
-    running = start_valkey(short_folder(tmp_path_factory))
-    yield running
-    running.kill()
-
-
-@pytest.fixture(scope="module")
-async def models_gateway(server: RunningServer, spoken: ModelBundle) -> AsyncIterator[RunningGateway]:
-    """A gateway that sees three models live, and one that was announced by a worker now gone."""
-    broker = Broker.connect(server.url)
-    live = {
-        "base": bundle(ChatFormatKind.NONE, do_sample=False),
-        "letters": bundle(temperature=0.6, top_p=0.9, do_sample=True, max_new_tokens=77),
-        "words": spoken,
-    }
-    gone = bundle(temperature=0.1)
-    await broker.announce("gone", gone.digest, gone.to_bytes())
-    async with scripted_worker(broker, live), running_gateway(server.url) as gateway:
-        stub = model_pb2_grpc.ModelServiceStub(gateway.channel)
-
-        async def all_are_seen() -> bool:
-            return len((await stub.ListModels(model_pb2.ListModelsRequest())).models) == 3
-
-        await until(all_are_seen)
-        yield gateway
-    await broker.close()
-
-
-@pytest.fixture(scope="module")
-def stub(models_gateway: RunningGateway) -> Any:
-    """ModelService there."""
-    return model_pb2_grpc.ModelServiceStub(models_gateway.channel)
 
 
 async def test_a_model_is_described(stub: Any, spoken: ModelBundle) -> None:
@@ -197,14 +152,6 @@ async def test_the_count_is_generates(stub: Any, models_gateway: RunningGateway,
         assert counted.prompt_tokens == accepted.accepted.prompt_tokens
 
 
-async def answer_of(call: Awaitable[Any]) -> Any:
-    """The answer of a call, or the error that it ends with."""
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        return error
-
-
 async def test_a_prompt_beyond_the_context_is_counted(stub: Any) -> None:
     """Who asks wants to know by how much it is too long."""
     spec = common_pb2.GenerationSpec(model="letters", prompt="x" * 5000)
@@ -250,89 +197,6 @@ async def test_bounds_are_as_published(stub: Any) -> None:
     most = model_pb2.DetokenizeRequest(model="letters", ids=[PIECES.index(("a", "normal"))] * MAX_DETOKENIZED_IDS)
     answer = await stub.Detokenize(most)
     assert answer.text == "a" * MAX_DETOKENIZED_IDS
-
-
-ROLE_9: Any = common_pb2.ChatMessage(role=9, content="x")  # type: ignore[arg-type]  # no role of ours
-REFUSED: list[tuple[str, Any, str, str]] = [
-    ("ListModels", model_pb2.ListModelsRequest(page_size=1001), "page_size", "is 1001; at most 1000"),
-    ("ListModels", model_pb2.ListModelsRequest(page_token="%"), "page_token", "is none of ListModels"),
-    ("ListModels", model_pb2.ListModelsRequest(page_token="/w=="), "page_token", "is none of ListModels"),
-    ("GetModel", model_pb2.GetModelRequest(), "name", "several models are served: base, letters, words"),
-    ("GetModel", model_pb2.GetModelRequest(name="x" * 129), "name", "has 129 characters; at most 128"),
-    ("Tokenize", model_pb2.TokenizeRequest(model="words"), "input", "is missing: one of text and chat"),
-    ("Tokenize", model_pb2.TokenizeRequest(text="x"), "model", "several models are served: base, letters, words"),
-    (
-        *("Tokenize", model_pb2.TokenizeRequest(model="words", text="x" * MAX_TOKENIZED_BYTES)),
-        *("input", f"at most {MAX_TOKENIZED_BYTES}"),
-    ),
-    ("Tokenize", model_pb2.TokenizeRequest(model="words", chat={}), "chat.messages", "has 0 messages; 1 to 1024"),
-    (
-        *("Tokenize", model_pb2.TokenizeRequest(model="words", chat={"messages": [ROLE_9]})),
-        *("chat.messages[0].role", "is 9; must be system, user or assistant"),
-    ),
-    (
-        *("Tokenize", model_pb2.TokenizeRequest(model="base", chat={"messages": [{"role": 2, "content": "x"}]})),
-        *("chat", "is a base model without a chat format"),
-    ),
-    (
-        *("Tokenize", model_pb2.TokenizeRequest(model="words", chat={"messages": [{"role": 2, "content": "[INST]"}]})),
-        *("chat.messages[0].content", "contains the chat tag [INST]"),
-    ),
-    ("Detokenize", model_pb2.DetokenizeRequest(model="base", ids=[1, len(PIECES)]), "ids[1]", "ids are 0 to"),
-    (
-        *("Detokenize", model_pb2.DetokenizeRequest(model="base", ids=[1] * (MAX_DETOKENIZED_IDS + 1))),
-        *("ids", f"has {MAX_DETOKENIZED_IDS + 1} ids; at most {MAX_DETOKENIZED_IDS}"),
-    ),
-    ("CountTokens", model_pb2.CountTokensRequest(), "spec.input", "is missing: one of prompt, chat and token_ids"),
-    ("CountTokens", model_pb2.CountTokensRequest(spec={"prompt": "x"}), "spec.model", "several models are served"),
-    (
-        *("CountTokens", model_pb2.CountTokensRequest(spec={"model": "base", "token_ids": {"ids": [9999]}})),
-        *("spec.token_ids.ids[0]", "is 9999; ids are 0 to"),
-    ),
-]
-
-
-@pytest.mark.parametrize(("method", "request_", "field", "text"), REFUSED)
-async def test_a_wrong_field_is_named(stub: Any, method: str, request_: Any, field: str, text: str) -> None:
-    """INVALID_ARGUMENT with the field's path, and what is wrong with it."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await getattr(stub, method)(request_)
-
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    (violation,) = details_of(caught.value)[1].field_violations
-    assert violation.field == field
-    assert text in violation.description
-
-
-@pytest.mark.parametrize(
-    ("method", "request_"),
-    [
-        ("GetModel", model_pb2.GetModelRequest(name="nobody")),
-        ("Tokenize", model_pb2.TokenizeRequest(model="nobody", text="x")),
-        ("Detokenize", model_pb2.DetokenizeRequest(model="nobody", ids=[1])),
-        ("CountTokens", model_pb2.CountTokensRequest(spec={"model": "nobody", "prompt": "x"})),
-    ],
-)
-async def test_an_unknown_model_is_told_with_those_that_are_known(stub: Any, method: str, request_: Any) -> None:
-    """NOT_FOUND; the text names what is there."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await getattr(stub, method)(request_)
-
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    assert details_of(caught.value)[0].reason == "UNKNOWN_MODEL"
-    assert "base, gone, letters, words" in (caught.value.details() or "")
-
-
-@given(method=st.sampled_from(sorted(METHODS)), body=st.binary(max_size=100))
-@settings(max_examples=200, deadline=None)
-async def test_any_bytes_get_a_typed_answer(models_gateway: RunningGateway, method: str, body: bytes) -> None:
-    """Bytes that are no request at all, too: never INTERNAL, never UNKNOWN."""
-    call: Any = models_gateway.channel.unary_unary(f"/llamaherd.v1.ModelService/{method}")
-    answer = await answer_of(call(body, timeout=20))
-
-    if isinstance(answer, grpc.aio.AioRpcError):
-        assert answer.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND), answer
-        assert details_of(answer)[0].domain == "llamaherd.dev"
 
 
 async def test_one_model_needs_no_name(tmp_path_factory: pytest.TempPathFactory) -> None:
