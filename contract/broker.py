@@ -5,7 +5,7 @@ Errors of the connection come out as BrokerDown.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from contract.log_entries import parse_inbox_row, parse_log_entry
 from contract.messages import EndReason, Job, LogEntry, TokenRow, encode_choice_ends
 from contract.outcomes import (
     Delivered,
+    GatewayBeat,
     InboxRow,
     NotTaken,
     QueueDepth,
@@ -38,6 +39,7 @@ from contract.server_check import check_server
 __all__ = [
     "Broker",
     "Delivered",
+    "GatewayBeat",
     "InboxRow",
     "NotTaken",
     "QueueDepth",
@@ -171,14 +173,17 @@ class Broker:
         parsed = [parse_log_entry(entry_id, fields) for entry_id, fields in entries]
         return [e for e in parsed if not (isinstance(e, TokenRow) and e.end <= from_position)]
 
-    async def gateway_beat(self, gateway_id: str) -> bool:
-        """Live on, and keep the inbox; True if it had to be made (rows were lost: fill every stream)."""
-        return bool(await self._run("gateway_beat", [keys.gateway(gateway_id), keys.inbox(gateway_id)], []))
+    async def gateway_beat(self, gateway_id: str, fields: Mapping[str, str] | None = None) -> bool:
+        """Live on, keep the inbox, say what we do; True if it had to be made (rows were lost: fill every stream)."""
+        said = [part for pair in (fields or {}).items() for part in pair]
+        where = [keys.gateway(gateway_id), keys.inbox(gateway_id), keys.GATEWAYS]
+        return bool(await self._run("gateway_beat", where, [gateway_id, *said]))
 
     async def gateway_gone(self, gateway_id: str) -> None:
         """A clean stop: the inbox and the heartbeat go at once; whose reader it was may be attached to elsewhere."""
         async with answered():
             await self._client.delete(keys.inbox(gateway_id), keys.gateway(gateway_id))
+            await self._client.zrem(keys.GATEWAYS, gateway_id)
 
     async def read_inbox(self, gateway_id: str, last_id: str, *, block_ms: int) -> tuple[str, list[InboxRow]]:
         """Rows after `last_id` ('0' at first), waiting for one up to `block_ms`; and the id to go on from."""
@@ -193,18 +198,25 @@ class Broker:
 
     async def pool(self) -> list[WorkerBeat]:
         """Every worker that has beaten within a minute. Whether it lives the observer tells by its counter."""
+        found = await self._beats(keys.POOL, keys.worker)
+        return [WorkerBeat(name, fields.pop("beat"), fields, at_ms) for name, fields, at_ms in found]
+
+    async def gateways(self) -> list[GatewayBeat]:
+        """Every gateway that has beaten within a minute, and has not said goodbye."""
+        found = await self._beats(keys.GATEWAYS, keys.gateway)
+        return [GatewayBeat(name, fields, at_ms) for name, fields, at_ms in found if fields.pop("beat")]
+
+    async def _beats(self, index: str, key_of: Callable[[str], str]) -> list[tuple[str, dict[str, str], int]]:
+        """(id, hash, time of the last beat) of every process in an index whose hash is there."""
         async with answered():
-            names = [name.decode() for name in await self._client.zrange(keys.POOL, 0, -1)]
+            scored = await self._client.zrange(index, 0, -1, withscores=True)
             async with self._client.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hgetall(keys.worker(name))
-                hashes = await pipe.execute() if names else []
-        found = []
-        for name, raw in zip(names, hashes, strict=True):
-            fields = {k.decode(): v.decode() for k, v in raw.items()}
-            if beat := fields.pop("beat", ""):
-                found.append(WorkerBeat(name, beat, fields))
-        return found
+                for name, _ in scored:
+                    pipe.hgetall(key_of(name.decode()))
+                hashes = await pipe.execute() if scored else []
+        decoded = [{k.decode(): v.decode() for k, v in raw.items()} for raw in hashes]
+        rows = zip(scored, decoded, strict=True)
+        return [(name.decode(), fields, int(at_ms)) for (name, at_ms), fields in rows if "beat" in fields]
 
     async def models(self, live: Collection[str] = ()) -> dict[str, str]:
         """Every model that workers have announced, with the digest of its bundle.

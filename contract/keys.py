@@ -11,6 +11,7 @@ TAG = "{0}"
 
 META = f"{TAG}:meta"
 POOL = f"{TAG}:pool"
+GATEWAYS = f"{TAG}:gateways"
 MODELS = f"{TAG}:models"  # the names of what was announced, by when that expires
 DEAD = f"{TAG}:dead"
 WAKE = f"{TAG}:wake"  # a pub/sub channel: work became free
@@ -62,7 +63,7 @@ def worker(worker_id: str) -> str:
 
 
 def gateway(gateway_id: str) -> str:
-    """Hash: heartbeat counter of one gateway process."""
+    """Hash: heartbeat counter of one gateway process, and what it says of itself."""
     return f"{TAG}:gw:{gateway_id}"
 
 

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contract.messages import ChoiceEnd, EndReason, Job, LogEntry
 
@@ -151,11 +151,24 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class WorkerBeat:
-    """One worker as the pool knows it. `beat` counts up while it lives; `fields` are its own words."""
+    """One worker as the pool knows it. `beat` counts up while it lives; `fields` are its own words.
+
+    `at_ms` is when it last did, on Redis' clock: to show, not to judge by.
+    """
 
     worker_id: str
     beat: str
     fields: Mapping[str, str]
+    at_ms: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayBeat:
+    """One gateway that has beaten within a minute, when it last did, and its own words."""
+
+    gateway_id: str
+    fields: Mapping[str, str]
+    at_ms: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

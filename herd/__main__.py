@@ -9,6 +9,7 @@ import typer
 
 from herd.generate import GenerateOptions, run_generate
 from herd.models import ModelsOptions, run_models
+from herd.status import StatusOptions, run_status
 from herd.up import UpOptions, run_up
 from llamaherd.client.connection import DEFAULT_ADDRESS
 
@@ -125,6 +126,18 @@ def models(
 ) -> None:
     """Show what is served."""
     raise SystemExit(run_models(ModelsOptions(address, as_json, watch)))
+
+
+@app.command()
+def status(
+    redis_url: Annotated[
+        str, typer.Option(help="the herd's Redis, as its gateways are told", envvar="HERD_GATEWAY_REDIS_URL")
+    ] = "redis://127.0.0.1:6379/0",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, once")] = False,
+    once: Annotated[bool, typer.Option(help="look once; so it is where the output is no terminal")] = False,
+) -> None:
+    """Show the pool, live: gateways, workers, queues, and what was set aside."""
+    raise SystemExit(run_status(StatusOptions(redis_url, as_json, once)))
 
 
 @app.command()

@@ -189,7 +189,7 @@ class _Herd:
         finally:
             await broker.close()
         address = f"{self.options.host}:{port}"
-        self._print_how_to_call(address)
+        self._print_how_to_call(address, redis_url)
         if self.options.ready_file:
             pids = {child.name: child.process.pid for child in children if child.process}
             names = [model.name for model in self.models]
@@ -215,7 +215,7 @@ class _Herd:
                     return
                 await asyncio.sleep(0.05)
 
-    def _print_how_to_call(self, address: str) -> None:
+    def _print_how_to_call(self, address: str, redis_url: str) -> None:
         at = "" if address == "127.0.0.1:50051" else f" --address {address}"
         out = self.console
         names = " and ".join(f"[bold]{model.name}[/]" for model in self.models)
@@ -229,6 +229,7 @@ class _Herd:
                 out.print("Worth asking:")
                 for line in questions.read_text().splitlines()[:3]:
                     out.print(f'  herd generate "{line}"{of}{at}', highlight=False)
+        out.print(f"  herd status --redis-url {redis_url}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -24,6 +24,11 @@ class Admission:
         """RPCs inside now."""
         return self._num_inside
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody is let in."""
+        return self._is_open
+
     @contextmanager
     def enter(self) -> Iterator[None]:
         """Be inside for the length of the block. Raises Draining or Unavailable."""

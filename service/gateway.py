@@ -1,7 +1,10 @@
 """The gateway process: start, serve, drain. One task group owns every task; one that crashes ends the process."""
 
 import asyncio
+import os
+import socket
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 import structlog
@@ -84,6 +87,7 @@ class Gateway:
         """Serve, then drain. The relay's tasks outlive the streams, and the leaver outlives all."""
         server = grpc.aio.server(options=SERVER_OPTIONS)
         port = _bind(server, self._settings)
+        self._relay.describe = partial(self._describe, port)
         await until_answered(self._relay.beat_once)  # makes the inbox: before it is there, rows go nowhere
         await self._models.first_look()
         async with asyncio.TaskGroup() as group:
@@ -107,6 +111,17 @@ class Gateway:
             await self._say_goodbye()
             for task in tasks:
                 task.cancel()
+
+    def _describe(self, port: int) -> dict[str, str]:
+        """What `herd status` shows of this gateway."""
+        state = "serving" if self._health.is_serving else "no worker"
+        return {
+            "state": state if self._admission.is_open else "draining",
+            "address": f"{self._settings.host}:{port}",
+            "host": socket.gethostname(),
+            "pid": str(os.getpid()),
+            "streams": str(self._admission.num_inside),
+        }
 
     async def _drain(self) -> None:
         """Tell balancers first, then take nothing new, then let streams end by themselves for a while."""

@@ -6,7 +6,7 @@ row has no successor that would reveal it; and after every doubt about the inbox
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -38,6 +38,7 @@ class Relay:
 
     def __init__(self, broker: Broker, resume_wait_s: float = RESUME_WAIT_S) -> None:
         self.gateway_id = keys.new_id()
+        self.describe: Callable[[], Mapping[str, str]] = dict  # what the beat says of this process
         self.leaver = Leaver(broker, self.gateway_id, self.is_read)
         self._broker = broker
         self._resume_wait_s = resume_wait_s
@@ -92,7 +93,7 @@ class Relay:
 
     async def beat_once(self) -> None:
         """Beat; an inbox that had to be made anew has lost rows. Raises BrokerDown."""
-        if await self._broker.gateway_beat(self.gateway_id):
+        if await self._broker.gateway_beat(self.gateway_id, self.describe()):
             self._last_id = "0"
             self._refill_all("inbox was made anew")
 
