@@ -45,6 +45,7 @@ SERVER_OPTIONS = (
     ("grpc.max_send_message_length", -1),  # bounded by the context; an answer at once may pass 4 MiB with log-probs
     ("grpc.keepalive_time_ms", 20_000),  # a client whose host has gone is noticed within half a minute
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # what really ends the connection (grpcio 1.85); a minute by default
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 4_000),  # clients may ping as often: ours do every 5 s
 )
