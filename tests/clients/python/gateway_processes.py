@@ -33,9 +33,17 @@ class GatewayProcess:
 
 
 @asynccontextmanager
-async def gateway_processes(redis_url: str, num_gateways: int, folder: Path) -> AsyncIterator[list[GatewayProcess]]:
-    """So many, all seeing a live worker; none is left afterwards. A drain gives its streams no time."""
+async def gateway_processes(
+    redis_url: str, num_gateways: int, folder: Path, *, tls: tuple[Path, Path] | None = None
+) -> AsyncIterator[list[GatewayProcess]]:
+    """So many, all seeing a live worker; none is left afterwards. A drain gives its streams no time.
+
+    Args:
+        tls: files of a key and a certificate for `localhost`.
+    """
     settings = {"REDIS_URL": redis_url, "PORT": "0", "DRAIN_TIMEOUT_S": "0"}
+    if tls is not None:
+        settings |= {"TLS_KEY": str(tls[0]), "TLS_CERT": str(tls[1])}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HERD_")}
     env = inherited | {f"HERD_GATEWAY_{name}": value for name, value in settings.items()}
     logs = [folder / f"gateway-{n}.log" for n in range(num_gateways)]
@@ -51,7 +59,7 @@ async def gateway_processes(redis_url: str, num_gateways: int, folder: Path) -> 
             for child, facts in zip(children, said, strict=True)
         ]
         for gateway in gateways:
-            await _until_serving(gateway.address)
+            await _until_serving(gateway.address, tls[1] if tls else None)
         yield gateways
     finally:
         for child in children:
@@ -127,8 +135,15 @@ def _said(log: Path) -> dict[str, str]:
     return next((line for line in lines if line["event"] == "gateway listens"), {})
 
 
-async def _until_serving(address: str) -> None:
-    async with grpc.aio.insecure_channel(address) as channel:
+def _channel(address: str, cert: Path | None) -> grpc.aio.Channel:
+    if cert is None:
+        return grpc.aio.insecure_channel(address)
+    named = [("grpc.ssl_target_name_override", "localhost")]
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(cert.read_bytes()), named)
+
+
+async def _until_serving(address: str, cert: Path | None) -> None:
+    async with _channel(address, cert) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
 
         async def is_serving() -> bool:
