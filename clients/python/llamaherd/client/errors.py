@@ -4,8 +4,11 @@ HerdError
 ├── InvalidRequest      a field is wrong; `violations` tells which
 ├── NotFound
 │   ├── UnknownModel
-│   └── UnknownGeneration   none of this id, or another caller's, or expired
+│   ├── UnknownGeneration   none of this id, or another caller's, or expired
+│   └── UnknownSession      no such conversation, or another caller's, or expired
 ├── RequestIdReused     this request_id stands for another request
+├── SessionTaken        another connection goes on with the conversation
+├── TurnRunning         the conversation is in the middle of a turn
 ├── NotAllowed          the key is missing, wrong, or not good for this
 ├── QuotaExceeded       the caller holds all it may hold; `retry_after_s`
 ├── Unavailable         the same call may succeed later; the client has tried, and gave up
@@ -16,7 +19,7 @@ HerdError
 │   └── ConnectionBroken    nobody answered, or the connection broke
 ├── DeadlineExceeded    `timeout_s` is over
 ├── Cancelled           somebody else ended the call
-├── OffsetTrimmed       `from_position` lies beyond the end of the generation
+├── PositionAhead       `from_position` lies beyond the end of the generation
 ├── DataLoss            the service no longer has what was delivered; going on would fork the text
 ├── Unimplemented       this gateway does not serve that
 └── InternalError
@@ -96,6 +99,18 @@ class UnknownGeneration(NotFound):
     """No generation of this id is the caller's, or it has expired."""
 
 
+class UnknownSession(NotFound):
+    """No conversation of this handle is the caller's: it was ended, or nobody went on with it and it has expired."""
+
+
+class SessionTaken(HerdError):
+    """Another connection has resumed the conversation, and goes on with it."""
+
+
+class TurnRunning(HerdError):
+    """The conversation is in the middle of a turn: read it to its end, or interrupt it."""
+
+
 class RequestIdReused(HerdError):
     """The request_id was used for a different request."""
 
@@ -140,7 +155,7 @@ class Cancelled(HerdError):
     """The call was cancelled, and not by this client."""
 
 
-class OffsetTrimmed(HerdError):
+class PositionAhead(HerdError):
     """The position asked for lies beyond the end of a finished generation."""
 
 
@@ -168,6 +183,9 @@ BY_REASON: Mapping[str, type[HerdError]] = {
     "INVALID_REQUEST": InvalidRequest,
     "UNKNOWN_MODEL": UnknownModel,
     "UNKNOWN_GENERATION": UnknownGeneration,
+    "UNKNOWN_SESSION": UnknownSession,
+    "SESSION_TAKEN": SessionTaken,
+    "TURN_RUNNING": TurnRunning,
     "REQUEST_ID_REUSED": RequestIdReused,
     "QUOTA_EXCEEDED": QuotaExceeded,
     "UNAVAILABLE": Unavailable,
@@ -176,7 +194,7 @@ BY_REASON: Mapping[str, type[HerdError]] = {
     "NO_WORKER": NoWorker,
     "BROKER_DOWN": BrokerDown,
     "DEADLINE_PASSED": DeadlineExceeded,
-    "OFFSET_TRIMMED": OffsetTrimmed,
+    "POSITION_AHEAD": PositionAhead,
     "LOG_BEHIND": DataLoss,
     "POISON_JOB": PoisonJob,
     "GENERATION_FAILED": GenerationFailed,
@@ -194,7 +212,7 @@ _BY_CODE: Mapping[grpc.StatusCode, type[HerdError]] = {
     _CODE.UNAVAILABLE: Unavailable,
     _CODE.DEADLINE_EXCEEDED: DeadlineExceeded,
     _CODE.CANCELLED: Cancelled,
-    _CODE.OUT_OF_RANGE: OffsetTrimmed,
+    _CODE.OUT_OF_RANGE: PositionAhead,
     _CODE.DATA_LOSS: DataLoss,
     _CODE.UNIMPLEMENTED: Unimplemented,
     _CODE.INTERNAL: InternalError,
