@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import hiredis
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
@@ -64,7 +65,17 @@ def connect(url: str) -> Client:
     }
     if url.startswith(CLUSTER_SCHEME):
         return redis.asyncio.RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER_SCHEME)}", **options)
-    return redis.asyncio.Redis.from_url(url, health_check_interval=15, **options)
+    pool = redis.asyncio.ConnectionPool.from_url(url, health_check_interval=15, **options)
+    pool.connection_class = type("PackingConnection", (_Packing, pool.connection_class), {})
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+class _Packing:
+    """A connection that leaves packing to hiredis: redis-py's own takes 0.3 us an argument, and a step has hundreds."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """As redis-py's; a name of two words is two arguments."""
+        return [hiredis.pack_command((*args[0].split(), *args[1:]))]
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import structlog
 from pydantic import ValidationError
 
 from contract.broker import ServerUnfit
+from contract.event_loop import new_event_loop
 from service.gateway import serve
 from service.settings import GatewaySettings
 from telemetry.environment import refuse_unknown
@@ -37,7 +38,7 @@ def main() -> int:
         log.error("metrics cannot be served", host=settings.metrics_host, port=settings.metrics_port, error=str(error))
         return 1
     try:
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_run(settings))
     except (ServerUnfit, OSError, RuntimeError) as error:
         log.error("gateway cannot run", error=str(error))
@@ -60,15 +61,6 @@ async def _run(settings: GatewaySettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, drain)
     await serve(settings, stop)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 if __name__ == "__main__":

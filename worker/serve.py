@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from contract.broker import Broker, ServerUnfit
+from contract.event_loop import new_event_loop
 from telemetry.logs import start_logging
 from telemetry.metrics import Endpoint, start_metrics
 from telemetry.setup import start_tracing
@@ -126,7 +127,8 @@ def _load_and_serve(load: Load, settings: WorkerSettings, worker_id: str, progre
         return exit_status.UNFIT
     log.info("loaded", model=settings.served_name, load_s=round(time.monotonic() - started_s, 3))
     try:
-        asyncio.run(_serve_until_signal(served, settings, worker_id, progress))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(_serve_until_signal(served, settings, worker_id, progress))
     except ServerUnfit as error:
         log.error("redis cannot be used", error=str(error))
         return exit_status.UNFIT

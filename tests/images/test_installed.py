@@ -83,7 +83,7 @@ def test_the_gateway_has_no_torch(images: Images) -> None:
 
 def test_the_worker_has_no_gateway_libraries(images: Images) -> None:
     """It serves no gRPC; the worker's own code can be imported."""
-    foreign = ("grpc_reflection", "grpc_channelz", "grpc_health", "uvloop")
+    foreign = ("grpc_reflection", "grpc_channelz", "grpc_health")
 
     assert python(images.worker, INSTALLED, *foreign, "torch", "worker.serve") == ["torch", "worker.serve"]
     assert python(images.worker, "import worker.__main__, worker.serve; print(1)") == 1
