@@ -124,7 +124,7 @@ class Attempt:
                 token_id=event.token_id,
                 text=event.text,
                 logprob=event.logprob if self.job.logprobs else None,
-                alternatives=alternatives_of(event.top_logprobs, self.pieces),
+                alternatives=alternatives_of(event.top_logprobs, self.pieces) if event.top_logprobs else (),
             )
         )
 
@@ -166,6 +166,8 @@ class Attempt:
 
     def _choice_ends(self, start: int = -1, stop: int = sys.maxsize) -> tuple[ChoiceEnd, ...]:
         """How choices ended whose last token stands from start to before stop; one without a token stands at -1."""
+        if not self.finishes:
+            return ()
         return tuple(
             ChoiceEnd(choice, each.reason.name, self._counts[choice], each.stop_string or "", each.held_text)
             for choice, each in sorted(self.finishes.items())
