@@ -25,6 +25,8 @@ BEAT_S = 0.2
 BLOCK_MS = 1000
 SILENT_S = 1.0
 SWEEP_S = 0.25
+PAUSE_A_STREAM_S = 100e-6  # a write costs the process some 60 us, whatever it holds
+LEAST_PAUSE_S, MAX_PAUSE_S = 0.001, 0.025
 MAX_FILLS = 16  # logs read at the same time, so that a returning Redis is not buried
 
 log = structlog.get_logger(__name__)
@@ -122,9 +124,13 @@ class Relay:
             if self._last_id == asked:  # else the inbox was made anew meanwhile
                 self._last_id = last_id
             now_s = time.monotonic()
+            offered: set[TokenStream] = set()
             for row in rows:
                 for stream in self._streams.get(row.generation_id, ()):
                     stream.offer(row.entry, now_s)
+                    offered.add(stream)
+            if pause_s := pause_after_s(len(offered)):
+                await asyncio.sleep(pause_s)
 
     async def sweep(self) -> None:
         """Compare silent streams with their records, and close what is past its deadline, for ever."""
@@ -177,3 +183,14 @@ class Relay:
 
     def _all(self) -> list[TokenStream]:
         return [stream for streams in self._streams.values() for stream in streams]
+
+
+def pause_after_s(num_streams: int) -> float:
+    """How long tokens may gather after a round that had some for so many streams; 0 for few.
+
+    A message costs the same with one token in it or with ten, so a process that followed every step of many fast
+    streams would do little else than write. This bounds it to 10,000 messages a second, and a token's wait to
+    MAX_PAUSE_S; a few streams never wait.
+    """
+    pause_s = min(num_streams * PAUSE_A_STREAM_S, MAX_PAUSE_S)
+    return pause_s if pause_s >= LEAST_PAUSE_S else 0.0

@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+import pytest
 import redis.asyncio
 
 from contract import keys
 from contract.broker import Standing, State, StepRow
 from contract.messages import ChoiceEnd, EndReason, LogEntry, LoggedToken, encode_tokens
+from service.relay import pause_after_s
 from service.token_stream import TokenStream
 from tests.service.gateways import (
     RunningGateway,
@@ -304,3 +306,11 @@ def test_a_standing_that_agrees_needs_no_reading() -> None:
         waiting.cancel()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("num_streams", "pause_s"), [(0, 0), (1, 0), (9, 0), (64, 0.0064), (128, 0.0128), (4096, 0.025)]
+)
+def test_a_few_streams_are_never_kept_waiting(num_streams: int, pause_s: float) -> None:
+    """Tokens of many gather a while, so that a message has several; never for long."""
+    assert pause_after_s(num_streams) == pytest.approx(pause_s)
