@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import signal
@@ -171,6 +172,8 @@ class _Herd:
                 "HERD_WORKER_QUANTIZATION": model.quantization(options.quantization),
                 "HERD_WORKER_THREADS": str(threads),
                 "HERD_WORKER_DEVICE": options.device,
+                # Each fills what it may: two on one GPU halve it.
+                "HERD_WORKER_GPU_SHARE": str(1 / math.ceil(len(workers) / max(gpus, 1))),
                 "HERD_WORKER_CHAT_FORMAT": options.chat_format,
             }
             if gpus > 1:

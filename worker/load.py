@@ -28,7 +28,7 @@ def load(settings: WorkerSettings, progress: Progress) -> Served:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = _choose_device(settings.device)
+    device = _choose_device(settings.device, settings.gpu_share)
     quantization = _choose_quantization(settings)
     progress.device = str(device)
     progress.quantization = "fp16" if quantization is Quantization.NONE else quantization.value
@@ -50,7 +50,7 @@ def load(settings: WorkerSettings, progress: Progress) -> Served:
     )
 
 
-def _choose_device(name: str) -> torch.device:
+def _choose_device(name: str, gpu_share: float) -> torch.device:
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -58,6 +58,7 @@ def _choose_device(name: str) -> torch.device:
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r} was asked for; this process sees no GPU")
         torch.cuda.set_device(device)
+        torch.cuda.set_per_process_memory_fraction(gpu_share, device)
     return device
 
 

@@ -29,6 +29,9 @@ class WorkerSettings(BaseSettings):
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto is the first GPU, without one the CPU"
     )
+    gpu_share: float = Field(
+        default=1.0, gt=0, le=1, description="of the GPU's memory, what this worker may fill, where several share one"
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of torch; 0 leaves it to torch")
 
     max_sequences: int = Field(

@@ -113,7 +113,7 @@ def listening_port(log: Path) -> str:
 def wait_until_serving(address: str) -> None:
     """Return once a gateway's health is SERVING: a worker is ready."""
     with grpc.insecure_channel(address) as channel:
-        states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=240)
         assert any(state.status == health_pb2.HealthCheckResponse.SERVING for state in states)
 
 
@@ -138,7 +138,7 @@ def test_both_images_serve_together(images: Images, tmp_path: Path) -> None:
             process(images.gateway, "service", log, **gateway_env),
             process(images.worker, "worker", tmp_path / "worker.log", **worker_env),
         ):
-            until_now(lambda: listening_port(log), what="the gateway listens")
+            until_now(lambda: listening_port(log), timeout_s=120, what="the gateway listens")
             port = listening_port(log)
             wait_until_serving(f"127.0.0.1:{port}")
             probed = in_gateway("python", "-m", "service.probe")

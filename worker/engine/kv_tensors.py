@@ -17,10 +17,14 @@ def num_blocks_in(config: LlamaConfig, kv_bytes: int, block_size: int, dtype: to
 
 
 def free_gpu_bytes(device: torch.device, fraction: float) -> int:
-    """`fraction` of the GPU memory that is free now, torch's own unused reserve counted as free."""
+    """`fraction` of the GPU memory that is free now, torch's own unused reserve counted as free.
+
+    Where torch may fill only a share of the GPU (`set_per_process_memory_fraction`), of what is left of that share.
+    """
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free * fraction)
+    free, total = torch.cuda.mem_get_info(device)
+    share = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return int(max(0, min(free, share - torch.cuda.memory_reserved(device))) * fraction)
 
 
 class KVTensors:
