@@ -56,7 +56,9 @@ __all__ = [
     "new_lease",
 ]
 
-MAX_CRASHES = 3  # a generation that ended this many workers is poison
+MAX_CRASHES = 3  # a generation that ended this many workers, one after another without new tokens, is poison
+PROVEN_TOKENS = 4  # new ones; an attempt that has logged them clears its generation of earlier crashes (step.lua)
+MAX_DEATHS = 32  # and one that ended as many in all, whatever it made meanwhile
 SLACK_MS = 900_000  # a record outlives its deadline and window by this, so that it is closed, not forgotten
 GRACE_MS = 2_000  # past the deadline, before anybody may close in the owner's place
 MODEL_TTL_MS = 7 * 24 * 3_600_000
@@ -280,13 +282,13 @@ class Broker:
         entries = answer[0][1] if answer else []
         return [Delivered(stream, entry_id.decode(), fields[b"g"].decode()) for entry_id, fields in entries]
 
-    async def adopt(self, worker_id: str, model: str, *, max_jobs: int, alone: bool) -> list[Delivered]:
+    async def adopt(self, worker_id: str, model: str, *, max_jobs: int, may_run_alone: bool) -> list[Delivered]:
         """Entries that others left behind, now pending to us; classes in order. take() follows for each.
 
         Args:
-            alone: whether this worker holds nothing: only then it gets what may be poison, and nothing beside it.
+            may_run_alone: whether this worker would let one that may be poison run alone; see Delivered.
         """
-        arguments = [keys.TAG, worker_id, max_jobs, int(alone), MAX_CRASHES]
+        arguments = [keys.TAG, worker_id, max_jobs, int(may_run_alone), MAX_CRASHES]
         return _deliveries(await self._run("adopt", _queues(model), arguments))
 
     async def take(self, entry: Delivered, *, worker_id: str, lease: str) -> Taken | NotTaken:
@@ -294,8 +296,8 @@ class Broker:
         generation_id = entry.generation_id
         answer = await self._run(
             "take",
-            [keys.record(generation_id), keys.log(generation_id), entry.stream],
-            [keys.TAG, generation_id, worker_id, lease, entry.entry_id, MAX_CRASHES],
+            [keys.record(generation_id), keys.log(generation_id), entry.stream, keys.worker(worker_id)],
+            [keys.TAG, generation_id, worker_id, lease, entry.entry_id, MAX_CRASHES, MAX_DEATHS],
         )
         if answer[0] != b"OK":
             if answer[0] == b"LOST":
@@ -324,7 +326,7 @@ class Broker:
         where = [keys.worker(worker_id), keys.POOL, *_queues(model)]
         total = 0
         while True:
-            answer = await self._run("reap", where, [keys.TAG, worker_id, beat_seen, keys.WAKE])
+            answer = await self._run("reap", where, [keys.TAG, worker_id, beat_seen, keys.WAKE, MAX_CRASHES])
             if answer == b"ALIVE":
                 return None
             total += int(answer[0])
@@ -368,5 +370,5 @@ def _queues(model: str) -> list[str]:
     return [keys.queue(model, job_class) for job_class in keys.CLASSES]
 
 
-def _deliveries(rows: Sequence[Sequence[bytes]]) -> list[Delivered]:
-    return [Delivered(stream.decode(), entry.decode(), generation.decode()) for stream, entry, generation in rows]
+def _deliveries(rows: Sequence[Sequence[Any]]) -> list[Delivered]:
+    return [Delivered(row[0].decode(), row[1].decode(), row[2].decode(), row[3:] == [1]) for row in rows]

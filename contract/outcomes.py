@@ -47,11 +47,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A jobs entry handed to this worker: take() is to follow."""
+    """A jobs entry handed to this worker: take() is to follow.
+
+    Attributes:
+        runs_alone: its next crash convicts it, so nothing else may run in this worker from before its take until it
+            has proved itself by new tokens.
+    """
 
     stream: str
     entry_id: str
     generation_id: str
+    runs_alone: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

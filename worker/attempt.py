@@ -1,5 +1,6 @@
 """One attempt at a generation: its lease, every token of it so far, and how many of them are in the log."""
 
+import enum
 import sys
 import time
 from dataclasses import dataclass, field
@@ -12,6 +13,13 @@ from worker.engine.sequence import FinishEvent, FinishReason, PromptLogprob, Tok
 
 MAX_ROW_TOKENS = 1024  # with 20 alternatives each about 0.7 MB: clients take messages of 4 MiB
 FAILED_TEXT = "engine error"  # all that a caller is told; the cause goes to this worker's log
+
+
+class Hold(enum.Enum):
+    """Why the engine does not schedule an attempt for now."""
+
+    BACKLOG = "backlog"  # too many of its tokens are not in the log
+    ALONE = "alone"  # another attempt has the engine to itself
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +40,7 @@ class Attempt:
         end: set by the engine's last event; the row that carries it closes the log.
         finishes: the end of each choice that has ended, by choice.
         prompt_logprobs: for the echo, if it is to have any.
-        is_held: the engine does not schedule it, because too many tokens are unpublished.
+        holds: why the engine does not schedule it.
         is_cancelled: the engine has been told.
     """
 
@@ -46,7 +54,7 @@ class Attempt:
     end: EndReason | None = None
     finishes: dict[int, FinishEvent] = field(default_factory=dict)
     prompt_logprobs: tuple[PromptLogprob, ...] = ()
-    is_held: bool = False
+    holds: set[Hold] = field(default_factory=set)
     is_cancelled: bool = False
     started_s: float | None = None
     prefilled_s: float | None = None

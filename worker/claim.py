@@ -8,28 +8,38 @@ import asyncio
 import contextlib
 
 from contract import keys
-from contract.broker import MAX_CRASHES, Broker, Delivered
+from contract.broker import Broker, Delivered
 from contract.errors import BrokerDown
+from worker.engine_thread import EngineThread
 from worker.holdings import Holdings
 from worker.retry import Backoff
 from worker.take import Taker
 
 BLOCK_MS = 250
+ADOPTED_TOGETHER = 4  # so that all workers that a wake reaches share what a dead one held, and its prefill
 LOWEST_FIRST_EVERY = 8  # sweeps: no class starves
 
 
 class Claimer:
     """Decides which entries this worker asks for, and when."""
 
-    def __init__(self, broker: Broker, worker_id: str, model: str, holdings: Holdings, taker: Taker) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        worker_id: str,
+        model: str,
+        holdings: Holdings,
+        engine: EngineThread,
+        taker: Taker,
+    ) -> None:
         self._broker = broker
         self._worker_id = worker_id
         self._model = model
         self._holdings = holdings
+        self._engine = engine
         self._taker = taker
         self._reads: dict[str, asyncio.Task[list[Delivered]]] = {}  # those that block, by class
         self._num_sweeps = 0
-        self._reserved: Delivered | None = None  # adopted, to be taken when nothing else is held
 
     async def run(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         """Claim until `stop`; then nothing is on its way to us any more.
@@ -47,8 +57,6 @@ class Claimer:
         for read in self._reads.values():
             for entry in await read:
                 await self._taker.hand_back(entry)
-        if self._reserved is not None:
-            await self._taker.hand_back(self._reserved)
 
     async def watch_wakes(self) -> None:
         """Look for free work whenever someone announces it, for ever."""
@@ -61,7 +69,6 @@ class Claimer:
         changed = self._holdings.changed
         changed.clear()  # before looking, so that nothing between looking and waiting is missed
         await self._take_arrivals()
-        await self._take_reserved()
         await self._adopt()
         if await self._sweep():
             return
@@ -80,34 +87,27 @@ class Claimer:
                     await self._take(entry)
 
     async def _adopt(self) -> None:
-        """Take what others left behind. What may be poison is kept until it can run alone."""
-        if not self._has_room() or self._is_on_probation():
-            return
-        adopted = await self._broker.adopt(self._worker_id, self._model, max_jobs=self._holdings.num_free, alone=True)
-        standings = await self._broker.standings([entry.generation_id for entry in adopted])
-        for entry, standing in zip(adopted, standings, strict=True):
-            if standing is not None and standing.attempt >= MAX_CRASHES - 1:
-                await self._reserve(entry)
-            else:
-                await self._take(entry)
+        """Take what others left behind, a few at a time; what may be poison last."""
+        while self._has_room():
+            max_jobs = min(self._holdings.num_free, ADOPTED_TOGETHER)
+            adopted = await self._broker.adopt(self._worker_id, self._model, max_jobs=max_jobs, may_run_alone=True)
+            for entry in sorted(adopted, key=lambda each: each.runs_alone):
+                await (self._take_alone(entry) if entry.runs_alone else self._take(entry))
+            if len(adopted) < max_jobs:
+                return
 
-    async def _reserve(self, entry: Delivered) -> None:
-        """Keep the entry, and claim nothing else until it has run; one at a time.
+    async def _take_alone(self, entry: Delivered) -> None:
+        """Take what may be poison while everything else stands still: its next crash convicts it, and it alone.
 
-        Its next crash convicts it, so no other job may be there to blame. Each crash was an attempt: one that was
-        only handed back often waits here for nothing. A worker that simply refused it while busy would, under load,
-        never be idle, and the job never end.
+        That lasts for its prefill and a few tokens. A worker that waited until it is idle would, under load, wait
+        for ever, and the job with it.
         """
-        if self._reserved is None:
-            self._reserved = entry
-            self._holdings.taking.add(entry.entry_id)
-        else:
-            await self._taker.hand_back(entry)
-
-    async def _take_reserved(self) -> None:
-        if self._reserved is not None and len(self._holdings) == 0:
-            entry, self._reserved = self._reserved, None
-            await self._taker.take(entry)
+        self._holdings.taking.add(entry.entry_id)
+        self._holdings.begin_alone(entry.generation_id)
+        await self._engine.settled()
+        await self._taker.take(entry)
+        if self._holdings.of_generation(entry.generation_id) is None:
+            self._holdings.end_alone(entry.generation_id)
 
     async def _sweep(self) -> bool:
         """Read the first class that has waiting jobs, without blocking; whether there was one."""
@@ -140,16 +140,8 @@ class Claimer:
         return await self._broker.read_jobs(self._worker_id, self._model, job_class, count=count, block_ms=block_ms)
 
     def _has_room(self) -> bool:
-        """Whether a slot is free, and nothing runs alone or waits to do so."""
-        runs_alone = any(each.taken.attempt >= MAX_CRASHES for each in self._holdings)
-        return self._holdings.num_free > 0 and self._reserved is None and not runs_alone
-
-    def _is_on_probation(self) -> bool:
-        """Whether an attempt that another worker did not finish has yet to prove itself by its first new token.
-
-        If such a job kills its worker, it should not take others along that were adopted with it.
-        """
-        return any(each.taken.attempt > 1 and each.num_logged == each.num_at_start for each in self._holdings)
+        """Whether a slot is free, and nothing runs alone."""
+        return self._holdings.num_free > 0 and not self._holdings.runs_alone
 
     async def _take(self, entry: Delivered) -> None:
         if self._has_room():

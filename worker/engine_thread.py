@@ -123,6 +123,21 @@ class EngineThread:
         """Schedule the generation no more, or again."""
         self._commands.put(lambda engine: engine.hold(generation_id, held))
 
+    async def settled(self) -> None:
+        """Return at a step border, with every earlier command carried out."""
+        loop = asyncio.get_running_loop()
+        reached: asyncio.Future[None] = loop.create_future()
+
+        def note() -> None:
+            if not reached.done():
+                reached.set_result(None)
+
+        def tell(_: SteppingEngine) -> None:
+            loop.call_soon_threadsafe(note)
+
+        self._commands.put(tell)
+        await reached
+
     def _main(self, loop: asyncio.AbstractEventLoop, hand_over: HandOver, ended: "asyncio.Future[None]") -> None:
         try:
             while self._obey(hand_over):

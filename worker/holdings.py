@@ -5,7 +5,7 @@ import enum
 from collections.abc import Callable, Iterator
 
 from contract.broker import Delivered
-from worker.attempt import Attempt
+from worker.attempt import Attempt, Hold
 from worker.engine_thread import EngineThread
 from worker.progress import Progress
 
@@ -22,6 +22,10 @@ class Holdings:
     """The attempts in the engine or on their way into the log, at most one per generation.
 
     Invariant: an attempt is here from its take until its end is in the log, its lease is lost, or it is handed back.
+
+    Attributes:
+        runs_alone: the generation that has the engine to itself, from before its take until it has proved itself or is
+            gone; '' if there is none. All others are held.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Holdings:
         self.changed = asyncio.Event()  # something was removed; whoever waits clears it
         self.is_empty = asyncio.Event()
         self.is_empty.set()
+        self.runs_alone = ""
         progress.num_slots = num_slots
 
     def __iter__(self) -> Iterator[Attempt]:
@@ -72,6 +77,31 @@ class Holdings:
         self._attempts[attempt.lease] = attempt
         self._count()
 
+    def hold(self, attempt: Attempt, why: Hold, is_on: bool) -> None:
+        """Let the engine schedule the attempt only while there is no reason not to."""
+        if is_on:
+            attempt.holds.add(why)
+        else:
+            attempt.holds.discard(why)
+        self._engine.hold(attempt.lease, bool(attempt.holds))
+
+    def begin_alone(self, generation_id: str) -> None:
+        """Hold everything else, before the generation is taken. At most one at a time."""
+        assert not self.runs_alone, "two generations run alone"
+        if (earlier := self.of_generation(generation_id)) is not None:
+            self.part(earlier, Parting.LEASE_LOST)
+        self.runs_alone = generation_id
+        for attempt in self:
+            self.hold(attempt, Hold.ALONE, True)
+
+    def end_alone(self, generation_id: str) -> None:
+        """Let everything go on, if this is the generation that runs alone."""
+        if self.runs_alone == generation_id:
+            self.runs_alone = ""
+            for attempt in self:
+                self.hold(attempt, Hold.ALONE, False)
+            self.changed.set()
+
     def part(self, attempt: Attempt, parting: Parting) -> None:
         """Hold it no more; the engine forgets it too. Does nothing if it is not held."""
         if self._attempts.pop(attempt.lease, None) is None:
@@ -80,6 +110,7 @@ class Holdings:
             self._engine.drop(attempt.lease)
         self._count()
         self.changed.set()
+        self.end_alone(attempt.generation_id)
         self._parted(attempt, parting)
 
     def _count(self) -> None:

@@ -19,6 +19,7 @@ from worker.supervisor_metrics import count_reap
 log = structlog.get_logger(__name__)
 
 POLL_S = 0.25
+SHORTEST_POLL_S = 0.02
 MIN_POLLS = 3
 
 
@@ -40,7 +41,7 @@ class Detector:
                 await self.poll()
             except BrokerDown:
                 self._watched.clear()
-            await asyncio.sleep(POLL_S * random.uniform(1.0, 1.2))
+            await asyncio.sleep(min(POLL_S * random.uniform(1.0, 1.2), max(SHORTEST_POLL_S, self._soonest_death_s())))
 
     async def poll(self) -> None:
         """Look once, and reap who is dead. Raises BrokerDown."""
@@ -52,6 +53,11 @@ class Detector:
             beat = beats.get(worker_id, "")
             if stillness.look(beat, now_s) >= self._dead_after_s and stillness.num_looks >= MIN_POLLS:
                 await self._reap(worker_id, beat)
+
+    def _soonest_death_s(self) -> float:
+        """Until the worker that has stood still for longest is dead, if it goes on so."""
+        now_s = time.monotonic()
+        return min((each.since_s + self._dead_after_s - now_s for each in self._watched.values()), default=POLL_S)
 
     async def _reap(self, worker_id: str, beat: str) -> None:
         num_freed = await self._broker.reap(worker_id, beat, self._model)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import structlog
 
-from contract.broker import Broker, RowOutcome, RowReply
+from contract.broker import PROVEN_TOKENS, Broker, RowOutcome, RowReply
 from contract.errors import BrokerDown
-from worker.attempt import Attempt
+from worker.attempt import Attempt, Hold
 from worker.engine.sequence import (
     FinishEvent,
     FinishReason,
@@ -95,9 +95,8 @@ class Publisher:
     def _mark(self, attempt: Attempt) -> None:
         self._dirty[attempt.lease] = attempt
         self._wake.set()
-        if attempt.num_unpublished >= self._max_unpublished_tokens and not attempt.is_held:
-            attempt.is_held = True
-            self._engine.hold(attempt.lease, True)
+        if attempt.num_unpublished >= self._max_unpublished_tokens and Hold.BACKLOG not in attempt.holds:
+            self._holdings.hold(attempt, Hold.BACKLOG, True)
 
     async def _publish(self) -> None:
         """One call with everything new. After BrokerDown everything is new again: the log tells what it has."""
@@ -127,9 +126,9 @@ class Publisher:
                 attempt.num_logged = reply.num_tokens
                 self._mark(attempt)
             case RowOutcome.OK:
-                if attempt.num_logged == attempt.num_at_start < reply.num_tokens:
-                    self._holdings.changed.set()  # it has proved itself: the claimer may adopt the next
                 attempt.num_logged = reply.num_tokens
+                if self._holdings.runs_alone and attempt.num_logged >= attempt.num_at_start + PROVEN_TOKENS:
+                    self._holdings.end_alone(attempt.generation_id)
                 self._go_on(attempt, is_cancelled=reply.cancel)
 
     def _go_on(self, attempt: Attempt, *, is_cancelled: bool) -> None:
@@ -137,9 +136,8 @@ class Publisher:
             self.cancel(attempt)
         if attempt.has_news:  # it came meanwhile, or was more than a row takes
             self._mark(attempt)
-        if attempt.is_held and attempt.num_unpublished <= self._max_unpublished_tokens // 2:
-            attempt.is_held = False
-            self._engine.hold(attempt.lease, False)
+        if Hold.BACKLOG in attempt.holds and attempt.num_unpublished <= self._max_unpublished_tokens // 2:
+            self._holdings.hold(attempt, Hold.BACKLOG, False)
 
     def cancel(self, attempt: Attempt) -> None:
         """Let the engine end the attempt with CANCELLED; it is published as any other end."""

@@ -56,7 +56,7 @@ async def serve(
     holdings = Holdings(settings.max_sequences, engine, progress, parted)
     publisher = Publisher(broker, holdings, engine, max_unpublished_tokens=settings.max_unpublished_tokens)
     taker = Taker(broker, worker_id, settings.served_name, served.bundle, holdings, engine, publisher)
-    claimer = Claimer(broker, worker_id, settings.served_name, holdings, taker)
+    claimer = Claimer(broker, worker_id, settings.served_name, holdings, engine, taker)
     reconciler = Reconciler(broker, worker_id, settings.served_name, holdings, publisher)
     bundle = served.bundle.to_bytes()
 

@@ -1,20 +1,18 @@
 #!lua flags=allow-oom
--- Move free entries to this worker, classes in order; take follows for each. Of those that ended a worker before, at
--- most one, and one that may be poison only for a worker that holds nothing else: it gets nothing beside it.
+-- Move free entries to this worker, classes in order; take follows for each. Of those that the next crash would
+-- convict, at most one: it has to run alone.
 -- KEYS q...
--- ARGV tag worker max alone(1|0) cap
--- -> {q, entry, id} ...
+-- ARGV tag worker max may_run_alone(1|0) cap
+-- -> {q, entry, id, runs_alone(1|0)} ...
 local tag, worker, max, cap = ARGV[1], ARGV[2], num(ARGV[3]), num(ARGV[5])
-local out, suspects = {}, 0
+local out, may_run_alone = {}, ARGV[4] == '1'
 
 -- -> whether to adopt it, whether it runs alone
 local function judge(crashes)
-  if crashes < 1 or crashes >= cap then return true, false end  -- at the cap take sets it aside
-  if suspects > 0 then return false, false end
-  local runs_alone = crashes == cap - 1
-  if runs_alone and (ARGV[4] ~= '1' or #out > 0) then return false, false end
-  suspects = suspects + 1
-  return true, runs_alone
+  if crashes ~= cap - 1 then return true, false end  -- at the cap take sets it aside
+  if not may_run_alone then return false, false end
+  may_run_alone = false
+  return true, true
 end
 
 for _, q in ipairs(KEYS) do
@@ -28,9 +26,8 @@ for _, q in ipairs(KEYS) do
       local wanted, runs_alone = judge(num(redis.call('HGET', tag .. ':gen:' .. id, 'crashes')))
       if wanted then
         redis.call('XCLAIM', q, GROUP, worker, 0, p[1], 'JUSTID')
-        out[#out + 1] = {q, p[1], id}
+        out[#out + 1] = {q, p[1], id, runs_alone and 1 or 0}
       end
-      if runs_alone then return out end
     end
   end
 end

@@ -1,11 +1,18 @@
 #!lua flags=allow-oom
 -- All that a dead worker held becomes free; it is fenced from here on. Refused if it has beaten since it was seen.
--- A running generation is charged a crash; a queued one was not to blame.
+-- A running generation is charged a crash; a queued one was not to blame, nor was one that stood still while another
+-- had the worker to itself.
 -- KEYS worker pool q...
--- ARGV tag worker beat_seen wake_channel
+-- ARGV tag worker beat_seen wake_channel cap
 -- -> ALIVE | {moved, left}
 if (redis.call('HGET', KEYS[1], 'beat') or '') ~= ARGV[3] then return 'ALIVE' end
 local tag, worker, moved, left = ARGV[1], ARGV[2], 0, 0
+local alone, is_charged = unpack(redis.call('HMGET', KEYS[1], 'alone', 'charged'))
+if alone and not is_charged then
+  local m = redis.call('HMGET', tag .. ':gen:' .. alone, 'owner', 'crashes')
+  if m[1] ~= worker or num(m[2]) < num(ARGV[5]) - 1 then alone = false end  -- it has proved itself, or has gone
+  if alone then redis.call('HSET', KEYS[1], 'charged', 1) end  -- a second call for the rest charges nobody
+end
 for k = 3, #KEYS do
   local q = KEYS[k]
   local pending = redis.pcall('XPENDING', q, GROUP, '-', '+', 256, worker)
@@ -14,10 +21,14 @@ for k = 3, #KEYS do
       local found = redis.call('XRANGE', q, p[1], p[1])
       if #found == 0 then redis.call('XACK', q, GROUP, p[1])
       else
-        local gen = tag .. ':gen:' .. found[1][2][2]
+        local id = found[1][2][2]
+        local gen = tag .. ':gen:' .. id
         if redis.call('HGET', gen, 'owner') == worker then
           redis.call('HSET', gen, 'owner', '', 'lease', '', 'state', 'free')
-          redis.call('HINCRBY', gen, 'crashes', 1)
+          if not alone or alone == id then
+            redis.call('HINCRBY', gen, 'crashes', 1)
+            redis.call('HINCRBY', gen, 'deaths', 1)
+          end
         end
         redis.call('XCLAIM', q, GROUP, FREE, 0, p[1], 'JUSTID')
         moved = moved + 1

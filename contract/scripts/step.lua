@@ -4,6 +4,7 @@
 -- ARGV tag, then by row: id lease t0 n chain0 chain1 body choice_ends end end_choices error
 -- -> by row {OK|DONE|FENCED|BACK, T, cancel}
 local tag, now = ARGV[1], now_ms()
+local PROVEN_TOKENS = 4  -- an attempt that has logged as many does not crash for what it was given
 local box, sent, out = {}, {}, {}
 
 -- Tokens into the log, and a row to each reader. -> whether the log took them
@@ -26,8 +27,9 @@ local function write_row(r)
   local id, lease, t0, n, chain0, chain1, body, ends, reason, end_body, err = unpack(ARGV, a, a + 10)
   t0, n = tonumber(t0), tonumber(n)
   local gen, log = KEYS[2 * r - 1], KEYS[2 * r]
-  local lease_now, T, chain, cancel, readers, state, lastlease, unread_since, window = unpack(redis.call('HMGET', gen,
-    'lease', 'T', 'chain', 'cancel', 'readers', 'state', 'lastlease', 'unread_since', 'window'))
+  local lease_now, T, chain, cancel, readers, state, lastlease, unread_since, window, crashes, base = unpack(
+    redis.call('HMGET', gen, 'lease', 'T', 'chain', 'cancel', 'readers', 'state', 'lastlease', 'unread_since', 'window',
+    'crashes', 'base'))
   T = num(T)
   if lease == '' then return {'FENCED', T, ''} end
   if state == 'finished' and lastlease == lease then return {'DONE', T, ''} end
@@ -40,6 +42,7 @@ local function write_row(r)
   if t0 == T and n > 0 then
     if not append(gen, log, id, t0 + n, t0, n, chain0, chain1, body, ends, readers) then return {'FENCED', T, ''} end
     T = t0 + n
+    if crashes ~= '0' and T >= num(base) + PROVEN_TOKENS then redis.call('HSET', gen, 'crashes', 0) end
     if readers ~= '' and reason == '' then sent[#sent + 1] = {gen, readers, unread_since} end
   end
   if reason ~= '' then

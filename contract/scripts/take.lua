@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
 -- Turn an entry that is pending to this worker into a lease. A retry with the same lease answers the same.
--- KEYS gen log q
--- ARGV tag id worker lease entry cap
+-- KEYS gen log q worker
+-- ARGV tag id worker lease entry cap max_deaths
 -- -> OK attempt T chain cancel accepted deadline now job | LOST | DROP [reason]
 local tag, id, worker, lease, entry = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local gen, log, q = KEYS[1], KEYS[2], KEYS[3]
 local own = redis.call('XPENDING', q, GROUP, entry, entry, 1)
 if #own == 0 or own[1][2] ~= worker then return {'LOST'} end
 local m = redis.call('HMGET', gen, 'state', 'entry', 'lease', 'attempt', 'T', 'chain', 'cancel', 'accepted_ms',
-  'deadline', 'job', 'crashes', 'readers', 'unread_since', 'window', 'taken_ms')
+  'deadline', 'job', 'crashes', 'readers', 'unread_since', 'window', 'taken_ms', 'deaths')
 if not m[1] or m[1] == 'finished' or m[2] ~= entry then
   redis.call('XACK', q, GROUP, entry)
   redis.call('XDEL', q, entry)
@@ -21,7 +21,7 @@ local reason = nil
 if m[7] ~= '' then reason = 'CANCELLED'
 elseif now > num(m[9]) then reason = 'DEADLINE'
 elseif is_abandoned(now, m[12], m[13], m[14]) then reason = 'CANCELLED'
-elseif num(m[11]) >= num(ARGV[6]) then
+elseif num(m[11]) >= num(ARGV[6]) or num(m[16]) >= num(ARGV[7]) then
   reason = 'POISON'
   redis.call('XADD', tag .. ':dead', 'MAXLEN', '~', 1000, '*', 'g', id, 'attempts', m[4])
 end
@@ -34,6 +34,11 @@ end
 local attempt = num(m[4]) + 1
 redis.call('XADD', log, m[5] .. '-' .. attempt, 's', attempt, 'w', worker)
 redis.call('HSET', gen, 'state', 'running', 'owner', worker, 'lease', lease, 'attempt', attempt)
+if num(m[11]) > 0 then redis.call('HSET', gen, 'base', m[5]) end  -- what this attempt has to go beyond
+if num(m[11]) >= num(ARGV[6]) - 1 then  -- the worker runs nothing else: a crash is charged to this one alone
+  redis.call('HSET', KEYS[4], 'alone', id)
+  redis.call('PEXPIRE', KEYS[4], 60000)
+end
 if num(m[15]) == 0 then redis.call('HSET', gen, 'taken_ms', now) end
 redis.call('PEXPIRE', log, math.max(1, redis.call('PTTL', gen)))
 put(box, m[12], 'S', id, m[5] .. ' ' .. m[5] .. ' ' .. m[6] .. '|' .. attempt)

@@ -118,9 +118,11 @@ class Rig:
         assert freed is not None
         return freed
 
-    async def adopt(self, worker: str = OTHER_WORKER, *, max_jobs: int = 8, alone: bool = True) -> list[Delivered]:
+    async def adopt(
+        self, worker: str = OTHER_WORKER, *, max_jobs: int = 8, may_run_alone: bool = True
+    ) -> list[Delivered]:
         """Adopt free entries as `worker`."""
-        return await self.broker.adopt(worker, MODEL, max_jobs=max_jobs, alone=alone)
+        return await self.broker.adopt(worker, MODEL, max_jobs=max_jobs, may_run_alone=may_run_alone)
 
     async def fields(self, generation_id: str) -> dict[str, str]:
         """The whole record."""

@@ -3,8 +3,8 @@
 import pytest
 
 from contract import keys
-from contract.broker import MAX_CRASHES, RowOutcome
-from tests.contract.rig import CALLER, CLASS, MODEL, OTHER_WORKER, QUEUE, WORKER, Rig
+from contract.broker import MAX_CRASHES, PROVEN_TOKENS, RowOutcome
+from tests.contract.rig import CALLER, CLASS, MODEL, OTHER_WORKER, QUEUE, WORKER, Rig, Text
 
 
 async def test_a_dead_workers_generation_goes_on_elsewhere(rig: Rig) -> None:
@@ -192,35 +192,57 @@ async def test_adoption_is_bounded_and_in_order(rig: Rig) -> None:
     assert await rig.adopt(max_jobs=8) == []
 
 
-async def test_suspects_come_one_at_a_time(rig: Rig) -> None:
-    """Over all classes; what never ended a worker comes along."""
-    for job_class in keys.CLASSES:
-        await rig.start(job_class=job_class)
-    await rig.kill()
-    clean = await rig.submit(job_class="low")
-    [released] = await rig.deliver("worker-c", job_class="low")
-    await rig.broker.release(released, worker_id="worker-c", lease=None)
-    adopted = await rig.adopt()
-    assert [each.stream for each in adopted] == [keys.queue(MODEL, "high"), keys.queue(MODEL, "low")]
-    assert adopted[1].generation_id == clean.generation_id
-    assert [each.stream for each in await rig.adopt()] == [QUEUE]
-
-
 async def test_what_may_be_poison_runs_alone(rig: Rig) -> None:
-    """At MAX_CRASHES - 1 only a worker that holds nothing gets it, and nothing beside it."""
+    """At MAX_CRASHES - 1 it is told apart, at most one comes at a time, and none while another runs alone."""
+    suspects = [(await rig.start(job_class=job_class))[1].generation_id for job_class in ("high", "normal")]
+    _, once = await rig.start(job_class="low")
+    await rig.kill()
+    for suspect in suspects:
+        await rig.rewrite(suspect, crashes=MAX_CRASHES - 1)
+    adopted = await rig.adopt(may_run_alone=False)
+    assert [(each.generation_id, each.runs_alone) for each in adopted] == [(once.generation_id, False)]
+    for suspect in suspects:
+        assert [(each.generation_id, each.runs_alone) for each in await rig.adopt()] == [(suspect, True)]
+    assert await rig.adopt() == []
+
+
+async def test_a_crash_is_charged_to_the_one_that_ran_alone(rig: Rig) -> None:
+    """What stood still beside it is freed without a charge; once it has proved itself all are charged again."""
     _, suspect = await rig.start()
     await rig.kill()
     await rig.rewrite(suspect.generation_id, crashes=MAX_CRASHES - 1)
-    [low] = [await rig.submit(job_class="low")]
-    [released] = await rig.deliver("worker-c", job_class="low")
-    await rig.broker.release(released, worker_id="worker-c", lease=None)
-    adopted = await rig.adopt(alone=True)
-    assert [each.generation_id for each in adopted] == [suspect.generation_id]
-    await rig.broker.release(adopted[0], worker_id=OTHER_WORKER, lease=None)
-    adopted = await rig.adopt(alone=False)
-    assert [each.generation_id for each in adopted] == [low.generation_id]
-    assert await rig.adopt(alone=False) == []
-    assert [each.generation_id for each in await rig.adopt(alone=True)] == [suspect.generation_id]
+    _, beside = await rig.start(OTHER_WORKER)
+    [entry] = await rig.adopt()
+    await rig.take(entry, OTHER_WORKER)
+    await rig.kill(OTHER_WORKER)
+    assert await crashes_of(rig, suspect, beside) == [MAX_CRASHES, 0]
+
+    await rig.rewrite(suspect.generation_id, crashes=MAX_CRASHES - 1)
+    for entry in await rig.adopt("worker-c"):
+        taken = await rig.take(entry, "worker-c")
+        if entry.generation_id == suspect.generation_id:
+            await rig.step(suspect.row(taken.lease, 0, PROVEN_TOKENS))
+    await rig.kill("worker-c")
+    assert await crashes_of(rig, suspect, beside) == [1, 1]
+
+
+async def test_new_tokens_clear_earlier_crashes(rig: Rig) -> None:
+    """PROVEN_TOKENS of one attempt do; those of earlier attempts do not count."""
+    taken, text = await rig.start()
+    await rig.step(text.row(taken.lease, 0, PROVEN_TOKENS))
+    await rig.kill()
+    [entry] = await rig.adopt()
+    again = await rig.take(entry, OTHER_WORKER)
+    last = 2 * PROVEN_TOKENS - 1
+    await rig.step(text.row(again.lease, PROVEN_TOKENS, last))
+    assert await crashes_of(rig, text) == [1]
+    await rig.step(text.row(again.lease, last, last + 1))
+    assert await crashes_of(rig, text) == [0]
+
+
+async def crashes_of(rig: Rig, *texts: Text) -> list[int]:
+    """What each is charged with now."""
+    return [int((await rig.fields(text.generation_id))["crashes"]) for text in texts]
 
 
 async def test_a_free_generation_that_ended_is_gone(rig: Rig) -> None:

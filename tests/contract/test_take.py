@@ -3,7 +3,7 @@
 import pytest
 
 from contract import keys
-from contract.broker import MAX_CRASHES, Delivered, NotTaken, State, Taken, new_lease
+from contract.broker import MAX_CRASHES, MAX_DEATHS, PROVEN_TOKENS, Delivered, NotTaken, State, Taken, new_lease
 from contract.messages import AttemptMark, Ending, EndReason, Job, MalformedMessage
 from tests.contract.rig import CALLER, OTHER_WORKER, QUEUE, WORKER, Rig, make_job
 
@@ -129,6 +129,22 @@ async def test_the_job_that_ended_its_workers_is_poison(rig: Rig) -> None:
     assert (await rig.inbox())[-1].entry == ending
     assert await rig.pending() == {}
     assert taken.attempt == 1
+
+
+async def test_a_job_that_makes_tokens_between_its_crashes_ends_too(rig: Rig) -> None:
+    """Progress clears `crashes`, never `deaths`."""
+    taken, text = await rig.start()
+    for death in range(MAX_DEATHS):
+        worker = f"worker-{death}"
+        if death:
+            [entry] = await rig.adopt(worker)
+            taken = await rig.take(entry, worker)
+        await rig.step(text.row(taken.lease, death * PROVEN_TOKENS, (death + 1) * PROVEN_TOKENS))
+        await rig.kill(worker if death else WORKER)
+    [entry] = await rig.adopt()
+    assert await rig.broker.take(entry, worker_id=OTHER_WORKER, lease=new_lease()) is NotTaken.DROPPED
+    record = await rig.broker.record(text.generation_id, caller=CALLER)
+    assert (record.reason, record.num_tokens) == (EndReason.POISON, MAX_DEATHS * PROVEN_TOKENS)
 
 
 async def test_attempts_count_takes_and_crashes_do_not(rig: Rig) -> None:

@@ -175,7 +175,7 @@ async def test_a_worker_that_lost_its_lease_writes_nothing_and_goes_on(broker: B
         generation_id = await submit(broker, make_job([7], 30))
         await until(lambda: has_tokens(broker, generation_id, 5))
         assert await broker.reap(zombie.worker_id, "", MODEL) == 1
-        (entry,) = await broker.adopt("another", MODEL, max_jobs=1, alone=True)
+        (entry,) = await broker.adopt("another", MODEL, max_jobs=1, may_run_alone=True)
         assert isinstance(await broker.take(entry, worker_id="another", lease="1"), Taken)
         gate.open()
         other = await submit(broker, make_job([8], 4))

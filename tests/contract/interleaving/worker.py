@@ -108,7 +108,8 @@ class Worker:
         """Adopt first, then one new job."""
         if free := self._num_free():
             alone = not self.held and not self.taking
-            adopted = await self.wire.call(self.broker.adopt(self.worker_id, MODEL, max_jobs=free, alone=alone))
+            adopt = self.broker.adopt(self.worker_id, MODEL, max_jobs=free, may_run_alone=alone)
+            adopted = await self.wire.call(adopt)
             self._will_take(adopted)
         if self._num_free():
             job_class = self.wire.rnd.choices(keys.CLASSES, (1, 8, 1))[0]
