@@ -29,6 +29,9 @@ test: setup ## all tests that need no GPU
 test-gpu: ## the tests that need an NVIDIA GPU
 	$(PYTHON) -m pytest -m gpu tests/gpu
 
+faults: setup ## kill, freeze, drain and restart everything under load: make faults KILLS=1000 SEED=7
+	$(BIN)/python -m tests.faults.chaos --kills $(or $(KILLS),100) --seed $(or $(SEED),1)
+
 lint: setup ## style, types, imports, sizes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +49,4 @@ check: lint ## what CI runs
 	scripts/breaking.sh
 	$(MAKE) test
 
-.PHONY: help setup up demo test test-gpu lint protos check
+.PHONY: help setup up demo test test-gpu faults lint protos check

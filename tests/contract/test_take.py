@@ -142,7 +142,7 @@ async def test_a_job_that_makes_tokens_between_its_crashes_ends_too(rig: Rig) ->
         await rig.step(text.row(taken.lease, death * PROVEN_TOKENS, (death + 1) * PROVEN_TOKENS))
         await rig.kill(worker if death else WORKER)
     [entry] = await rig.adopt()
-    assert await rig.broker.take(entry, worker_id=OTHER_WORKER, lease=new_lease()) is NotTaken.DROPPED
+    assert await rig.broker.take(entry, worker_id=OTHER_WORKER, lease=new_lease()) is NotTaken.POISON
     record = await rig.broker.record(text.generation_id, caller=CALLER)
     assert (record.reason, record.num_tokens) == (EndReason.POISON, MAX_DEATHS * PROVEN_TOKENS)
 
