@@ -12,6 +12,7 @@ from typing import Any, Self
 from redis.exceptions import ResponseError
 
 from contract import connection, keys
+from contract.chat import ChatStore
 from contract.connection import Client, ServerUnfit, answered
 from contract.errors import Overloaded, RequestIdReused, UnknownGeneration
 from contract.log_entries import parse_inbox_row, parse_log_entry
@@ -79,6 +80,11 @@ class Broker:
     def connect(cls, url: str) -> Self:
         """A broker at redis://, rediss://, unix:///path or redis+cluster://host:port; connects when first used."""
         return cls(connection.connect(url))
+
+    @property
+    def chat(self) -> ChatStore:
+        """Conversations."""
+        return ChatStore(self._client)
 
     async def close(self) -> None:
         """Give every connection back."""

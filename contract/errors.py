@@ -5,6 +5,9 @@ ServeError
 ├── UnknownModel        no worker has ever announced this model
 ├── UnknownGeneration   no such generation, or another caller's
 ├── RequestIdReused     this request_id was used with another body
+├── UnknownSession      no such conversation: ended, expired, or another caller's
+├── SessionTaken        another connection goes on with this conversation
+├── TurnRunning         the conversation is in the middle of a turn
 ├── QuotaExceeded       the caller holds all it may hold
 ├── Unavailable         the service cannot take this now; retry later
 │   ├── Overloaded      the queue is full
@@ -15,8 +18,7 @@ ServeError
 ├── PositionAhead       the resume point lies beyond the log
 ├── LogBehind           the log lost a tail that the caller has seen
 ├── PoisonJob           every attempt at this job ended its worker
-├── GenerationFailed    the engine gave this generation up
-└── Unimplemented       part of the API, not served yet
+└── GenerationFailed    the engine gave this generation up
 
 Only `service/status.py` knows which gRPC status each becomes.
 """
@@ -68,6 +70,29 @@ class RequestIdReused(ServeError):
     def __init__(self, request_id: str) -> None:
         super().__init__(f"request_id {request_id!r} was used for a different request")
         self.request_id = request_id
+
+
+class UnknownSession(ServeError):
+    """No conversation belongs to this handle and caller; one that nobody went on with has expired."""
+
+    def __init__(self) -> None:
+        super().__init__("no session belongs to this handle; it has ended, or expired")
+
+
+class SessionTaken(ServeError):
+    """A later connection has resumed the conversation; this one can only read the turn that it follows."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id} was resumed by another connection")
+        self.session_id = session_id
+
+
+class TurnRunning(ServeError):
+    """One turn at a time: interrupt it, or wait for its end."""
+
+    def __init__(self, turn: int) -> None:
+        super().__init__(f"turn {turn} is still running")
+        self.turn = turn
 
 
 class QuotaExceeded(ServeError):
@@ -151,10 +176,3 @@ class GenerationFailed(ServeError):
         super().__init__(f"generation {generation_id} failed in attempt {attempt}")
         self.generation_id = generation_id
         self.attempt = attempt
-
-
-class Unimplemented(ServeError):
-    """The RPC or field is part of the API but not served by this version."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} is not served by this version")

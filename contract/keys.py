@@ -67,6 +67,11 @@ def gateway(gateway_id: str) -> str:
     return f"{TAG}:gw:{gateway_id}"
 
 
+def chat(session_id: str) -> str:
+    """Hash: one conversation, its turns and who may go on with it."""
+    return f"{TAG}:chat:{session_id}"
+
+
 def model(name: str) -> str:
     """Hash: what the workers of a model announced last (bundle digest)."""
     return f"{TAG}:model:{name}"

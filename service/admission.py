@@ -14,7 +14,7 @@ class Admission:
 
     def __init__(self, max_streams: int) -> None:
         self._max_streams = max_streams
-        self._is_open = True
+        self._closed = asyncio.Event()
         self._num_inside = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -27,12 +27,12 @@ class Admission:
     @property
     def is_open(self) -> bool:
         """Whether anybody is let in."""
-        return self._is_open
+        return not self._closed.is_set()
 
     @contextmanager
     def enter(self) -> Iterator[None]:
         """Be inside for the length of the block. Raises Draining or Unavailable."""
-        if not self._is_open:
+        if self._closed.is_set():
             raise Draining
         if self._num_inside >= self._max_streams:
             text = f"this gateway has {self._num_inside} streams; {self._max_streams} are allowed"
@@ -48,7 +48,11 @@ class Admission:
 
     def close(self) -> None:
         """Let nobody in any more."""
-        self._is_open = False
+        self._closed.set()
+
+    async def closed(self) -> None:
+        """Wait until nobody is let in any more."""
+        await self._closed.wait()
 
     async def emptied(self) -> None:
         """Wait until nobody is inside."""

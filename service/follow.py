@@ -100,7 +100,7 @@ class Follower:
         Raises ServeError.
         """
         with self._admission.enter():
-            job = await self._validated(call)
+            job = await self.check(call)
             with self._relay.open(job.generation_id, call.caller, job) as stream:
                 submitted = await self._submitter.submit(call, job, stream)
                 if submitted.attached:
@@ -125,13 +125,14 @@ class Follower:
     async def start(self, call: Call) -> Job:
         """The generation that `call` asks for, which nobody reads yet. Raises ServeError."""
         with self._admission.enter():
-            job = await self._validated(call)
+            job = await self.check(call)
             if (await self._submitter.submit(call, job)).attached:
                 job = await self._job_that_stands(call, job)
             spans.describe_job(job)
             return job
 
-    async def _validated(self, call: Call) -> Job:
+    async def check(self, call: Call) -> Job:
+        """The job that `call` asks for; nothing is queued. Raises ServeError."""
         generation_id = self._submitter.generation_id(call)
         structlog.contextvars.bind_contextvars(generation_id=generation_id)
         return await validate(call, generation_id, self._models, max_log_bytes=self._max_log_bytes)

@@ -18,6 +18,7 @@ from contract.errors import BrokerDown, Draining
 from llamaherd.v1 import chat_pb2, generation_pb2, model_pb2
 from service.admission import Admission
 from service.backoff import Backoff, until_answered
+from service.chat_servicer import ChatServicer
 from service.follow import Follower
 from service.health import Health
 from service.metrics import HerdView
@@ -37,7 +38,8 @@ FLUSH_TIMEOUT_S = 3.0
 
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
-UNSERVED = (chat_pb2.DESCRIPTOR.services_by_name["ChatService"],)
+CHAT = chat_pb2.DESCRIPTOR.services_by_name["ChatService"]
+SERVICES: tuple[ServiceDescriptor, ...] = (GENERATION, CHAT, MODEL)
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 1),  # several gateways may share a port, and `herd up` reserves it so
@@ -82,7 +84,7 @@ class Gateway:
         self._relay = Relay(broker, settings.resume_wait_s)
         self._admission = Admission(settings.max_streams)
         self._herd_view = HerdView(broker, self._models, self._admission)
-        self._health = Health([GENERATION.full_name, MODEL.full_name], [service.full_name for service in UNSERVED])
+        self._health = Health(service.full_name for service in SERVICES)
 
     async def run(self, stop: asyncio.Event, on_listening: Callable[[int], None]) -> None:
         """Serve, then drain. The relay's tasks outlive the streams, and the leaver outlives all."""
@@ -172,7 +174,10 @@ class Gateway:
         handlers = GenerationServicer(self._broker, follower).handlers
         server.add_generic_rpc_handlers([method_handlers(GENERATION, handlers)])
         server.add_generic_rpc_handlers([method_handlers(MODEL, ModelServicer(self._models).handlers)])
-        server.add_generic_rpc_handlers([method_handlers(service, {}) for service in UNSERVED])
+        chat = ChatServicer(
+            self._broker, self._models, follower, self._admission, drain_timeout_s=self._settings.drain_timeout_s
+        )
+        server.add_generic_rpc_handlers([method_handlers(CHAT, chat.handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz.add_channelz_servicer(server)
         reflection.enable_server_reflection(_reflected(), server)
@@ -187,10 +192,9 @@ def _bind(server: grpc.aio.Server, settings: GatewaySettings) -> int:
 
 
 def _reflected() -> list[str]:
-    """Every service there is, served yet or not."""
-    ours: list[ServiceDescriptor] = [GENERATION, MODEL, *UNSERVED]
+    """Every service there is."""
     return [
-        *(service.full_name for service in ours),
+        *(service.full_name for service in SERVICES),
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         "grpc.channelz.v1.Channelz",
         reflection.SERVICE_NAME,

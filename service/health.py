@@ -28,12 +28,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
 
     Args:
         served: names of services that work while some model is healthy.
-        unserved: names that are known and never SERVING.
     """
 
-    def __init__(self, served: Iterable[str], unserved: Iterable[str]) -> None:
+    def __init__(self, served: Iterable[str]) -> None:
         self._served = frozenset(("", *served))
-        self._unserved = frozenset(unserved)
         self._known: frozenset[str] = frozenset()
         self._healthy: frozenset[str] = frozenset()
         self._is_draining = False
@@ -87,7 +85,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
             return int(_SERVING if self.is_serving else _NOT_SERVING)
         if service.startswith(_MODEL_PREFIX) and (model := service.removeprefix(_MODEL_PREFIX)) in self._known:
             return int(_SERVING if self.is_serving and model in self._healthy else _NOT_SERVING)
-        return int(_NOT_SERVING if service in self._unserved else _SERVICE_UNKNOWN)
+        return int(_SERVICE_UNKNOWN)
 
     def _tell(self) -> None:
         """Wake every watcher; each compares for itself."""

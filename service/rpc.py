@@ -1,13 +1,13 @@
 """What every RPC has in common: parsing, a span, a log line, a deadline, and errors told as statuses.
 
 Handlers take a parsed message and raise ServeError. Streaming handlers get serialized messages across as they are, so
-that tokens are never encoded twice. A method of the API without a handler answers UNIMPLEMENTED, with details.
+that tokens are never encoded twice.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import grpc
@@ -16,10 +16,10 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from opentelemetry import trace
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode
 
 from contract import keys
-from contract.errors import DeadlinePassed, FieldViolation, InvalidRequest, ServeError, Unimplemented
+from contract.errors import DeadlinePassed, FieldViolation, InvalidRequest, ServeError
 from contract.trace import extract_context
 from service import metrics, status
 from telemetry import names
@@ -37,16 +37,16 @@ def method_handlers(service: ServiceDescriptor, handlers: Mapping[str, Handler])
 
     A unary handler returns its message; a streaming one writes serialized messages to the context.
     """
-    assert handlers.keys() <= {method.name for method in service.methods}, "a handler has no method"
+    assert handlers.keys() == {method.name for method in service.methods}, "each method has a handler"
     return grpc.method_handlers_generic_handler(
-        service.full_name, {method.name: _method(method, handlers.get(method.name)) for method in service.methods}
+        service.full_name, {method.name: _method(method, handlers[method.name]) for method in service.methods}
     )
 
 
-def _method(method: MethodDescriptor, handler: Handler | None) -> "grpc.RpcMethodHandler[Any, Any]":
+def _method(method: MethodDescriptor, handler: Handler) -> "grpc.RpcMethodHandler[Any, Any]":
     rpc = _Rpc(method, handler)
     if method.client_streaming and method.server_streaming:
-        return grpc.stream_stream_rpc_method_handler(rpc.refuse_stream)
+        return grpc.stream_stream_rpc_method_handler(rpc.converse)
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(rpc.stream)
     return grpc.unary_unary_rpc_method_handler(rpc.answer)
@@ -55,7 +55,7 @@ def _method(method: MethodDescriptor, handler: Handler | None) -> "grpc.RpcMetho
 class _Rpc:
     """One method: bytes in, bytes out."""
 
-    def __init__(self, method: MethodDescriptor, handler: Handler | None) -> None:
+    def __init__(self, method: MethodDescriptor, handler: Handler) -> None:
         assert method.containing_service is not None
         self._name = f"{method.containing_service.full_name}/{method.name}"
         self._request_class = message_factory.GetMessageClass(method.input_type)
@@ -71,39 +71,53 @@ class _Rpc:
         """A server-streaming call; the handler writes."""
         await self._run(body, context)
 
-    async def refuse_stream(self, _: AsyncIterator[bytes], context: Context) -> None:
-        """A bidirectional call: none is served."""
-        await self._run(b"", context)
+    async def converse(self, bodies: AsyncIterator[bytes], context: Context) -> None:
+        """A bidirectional call, for as long as both want: it has no span, since what happens on it has spans."""
+        with _observed(self._name, context, has_span=False) as outcome:
+            await _told(outcome, context, lambda: self._call(self._parse_each(bodies), context))
 
     async def _run(self, body: bytes, context: Context) -> Message | None:
-        with _observed(self._name, context) as outcome:
-            try:
-                request, request_id = self._parse(body)
-                outcome.name_request(request_id)
-                return await _within_deadline(self._call(request, context), context)
-            except ServeError as error:
-                outcome.failed(error)
-                await status.abort(context, error)
-            except grpc.aio.BaseError:
-                raise  # a write failed: the client has gone, there is no one to answer
-            except Exception:
-                log.exception("rpc failed")
-                outcome.broke()
-                await status.abort_unexpected(context, outcome.request_id)
+        def call() -> Awaitable[Message | None]:
+            request = self._parse(body)
+            outcome.name_request(getattr(request, "request_id", ""))
+            return self._call(request, context)
 
-    def _call(self, request: Message, context: Context) -> Awaitable[Message | None]:
-        if self._handler is None:
-            raise Unimplemented(self._name)
+        with _observed(self._name, context) as outcome:
+            return await _told(outcome, context, call)
+
+    async def _parse_each(self, bodies: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async for body in bodies:
+            yield self._parse(body)
+
+    def _call(self, request: Message | AsyncIterator[Message], context: Context) -> Awaitable[Message | None]:
         return self._handler(request, context)
 
-    def _parse(self, body: bytes) -> tuple[Message, str]:
-        """The request and its request_id, or an id of ours."""
+    def _parse(self, body: bytes) -> Message:
         try:
-            request = self._request_class.FromString(body)
+            return self._request_class.FromString(body)
         except DecodeError:
             name = self._request_class.DESCRIPTOR.full_name
             raise InvalidRequest([FieldViolation("", f"the bytes are no {name}; strings must be UTF-8")]) from None
-        return request, getattr(request, "request_id", "")
+
+
+def carrier_of(context: Context) -> dict[str, str]:
+    """The trace context that the caller sent."""
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+async def _told(outcome: "_Outcome", context: Context, call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The call's result. An error ends the RPC with its status, and is noted."""
+    try:
+        return await _within_deadline(call(), context)
+    except ServeError as error:
+        outcome.failed(error)
+        await status.abort(context, error)
+    except grpc.aio.BaseError:
+        raise  # a write failed: the client has gone, there is no one to answer
+    except Exception:
+        log.exception("rpc failed")
+        outcome.broke()
+        await status.abort_unexpected(context, outcome.request_id)
 
 
 async def _within_deadline(call: Awaitable[Answer], context: Context) -> Answer:
@@ -148,18 +162,18 @@ class _Outcome:
 
 
 @contextmanager
-def _observed(method: str, context: Context) -> Iterator[_Outcome]:
+def _observed(method: str, context: Context, *, has_span: bool = True) -> Iterator[_Outcome]:
     """One SERVER span under the caller's, and one log line at the end."""
-    carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     started_s = time.monotonic()
-    with tracer.start_as_current_span(
+    opened = tracer.start_as_current_span(
         method,
-        context=extract_context(carrier),
+        context=extract_context(carrier_of(context)),
         kind=SpanKind.SERVER,
         attributes={names.ATTR_RPC_SYSTEM: "grpc", names.ATTR_RPC_METHOD: method},
         record_exception=False,
         set_status_on_exception=False,
-    ) as span:
+    )
+    with opened if has_span else nullcontext(INVALID_SPAN) as span:
         outcome = _Outcome(span)
         try:
             yield outcome

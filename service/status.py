@@ -52,6 +52,9 @@ TABLE: Mapping[type[ServeError], Row] = {
     errors.InvalidRequest: Row(_CODE.INVALID_ARGUMENT, "INVALID_REQUEST"),
     errors.UnknownModel: Row(_CODE.NOT_FOUND, "UNKNOWN_MODEL", _attribute("model")),
     errors.UnknownGeneration: Row(_CODE.NOT_FOUND, "UNKNOWN_GENERATION", _attribute("generation_id")),
+    errors.UnknownSession: Row(_CODE.NOT_FOUND, "UNKNOWN_SESSION"),
+    errors.SessionTaken: Row(_CODE.ABORTED, "SESSION_TAKEN", _attribute("session_id")),
+    errors.TurnRunning: Row(_CODE.FAILED_PRECONDITION, "TURN_RUNNING", _attribute("turn")),
     errors.RequestIdReused: Row(_CODE.ALREADY_EXISTS, "REQUEST_ID_REUSED", _attribute("request_id")),
     errors.QuotaExceeded: Row(_CODE.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     errors.Unavailable: Row(_CODE.UNAVAILABLE, "UNAVAILABLE"),
@@ -64,7 +67,6 @@ TABLE: Mapping[type[ServeError], Row] = {
     errors.LogBehind: Row(_CODE.DATA_LOSS, "LOG_BEHIND"),
     errors.PoisonJob: Row(_CODE.INTERNAL, "POISON_JOB", _attribute("attempts")),
     errors.GenerationFailed: Row(_CODE.INTERNAL, "GENERATION_FAILED", _attribute("attempt")),
-    errors.Unimplemented: Row(_CODE.UNIMPLEMENTED, "UNIMPLEMENTED"),
 }
 
 
@@ -100,6 +102,12 @@ def to_status(error: ServeError) -> RpcStatus:
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         trailers.append((PUSHBACK_KEY, str(delay_ms)))
     return _status(row.code, str(error), details, trailers)
+
+
+def to_rich_status(error: ServeError) -> status_pb2.Status:
+    """The same as a message, for an error that ends a turn and not its stream."""
+    trailers = dict(to_status(error).trailing_metadata)
+    return status_pb2.Status.FromString(trailers[DETAILS_KEY])
 
 
 def unexpected_status(request_id: str) -> RpcStatus:

@@ -33,7 +33,9 @@ class Submitter:
         self._max_waiting = max_waiting
 
     def generation_id(self, call: Call) -> str:
-        """A random id, or with a request_id the 128 bits that every gateway derives from it."""
+        """The call's own, a random one, or with a request_id the 128 bits that every gateway derives from it."""
+        if call.generation_id is not None:
+            return call.generation_id
         if call.request_id is None:
             return keys.new_generation_id()
         message = f"{len(call.caller)} {call.caller} {call.request_id}".encode()

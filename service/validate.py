@@ -37,6 +37,7 @@ class Call:
     spec: common_pb2.GenerationSpec
     request_id: str | None
     is_unread: bool = False  # it begins without a reader
+    generation_id: str | None = None  # one that was chosen, and kept, before
 
     @property
     def window_ms(self) -> int:

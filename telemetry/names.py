@@ -11,6 +11,8 @@ from dataclasses import dataclass
 # Spans, in the order in which a request opens them.
 SPAN_CLIENT = "generate"  # the caller's, here `herd generate`
 SPAN_RPC = "llamaherd.v1.GenerationService/Generate"  # the gateway's; every other RPC is named by its method likewise
+SPAN_SESSION = "chat session"  # a conversation was opened; every turn links to it, and no span lasts as long as it
+SPAN_TURN = "chat turn"  # the gateway's, one for each turn
 SPAN_QUEUE = "queue"  # from acceptance to the first worker, or from one worker's loss to the next
 SPAN_ATTEMPT = "attempt"  # one worker's work on a generation
 SPAN_PREFILL = "prefill"
@@ -44,6 +46,8 @@ ATTR_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 # Ours.
 ATTR_REQUEST_ID = "llamaherd.request.id"
 ATTR_GENERATION_ID = "llamaherd.generation.id"
+ATTR_SESSION_ID = "llamaherd.session.id"
+ATTR_TURN = "llamaherd.turn"  # of a conversation, counted from 0
 ATTR_PRIORITY = "llamaherd.priority"  # high | normal | low
 ATTR_WORKER_ID = "llamaherd.worker.id"
 ATTR_ATTEMPT = "llamaherd.attempt"  # counted from 1

@@ -1,7 +1,5 @@
 """What stands beside Generate: health, reflection, channelz, and the parts of the API that are not served yet."""
 
-from typing import Any
-
 import grpc
 import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
@@ -9,13 +7,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from contract.broker import Broker
-from llamaherd.v1 import chat_pb2, chat_pb2_grpc, generation_pb2
+from llamaherd.v1 import generation_pb2
 from tests.redis_server import start_valkey
 from tests.service.bundles import bundle
 from tests.service.conftest import short_folder
-from tests.service.gateways import RunningGateway, error_of, running_gateway
+from tests.service.gateways import RunningGateway, running_gateway
 from tests.service.scripted_worker import scripted_worker
-from tests.service.test_status import details_of
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -27,7 +24,7 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     [
         ("", SERVING),
         ("llamaherd.v1.GenerationService", SERVING),
-        ("llamaherd.v1.ChatService", NOT_SERVING),
+        ("llamaherd.v1.ChatService", SERVING),
         ("llamaherd.v1.ModelService", SERVING),
     ],
 )
@@ -83,7 +80,7 @@ async def test_a_watcher_that_does_not_read_holds_up_nobody(gateway: RunningGate
 
 
 async def test_reflection_lists_every_service(gateway: RunningGateway) -> None:
-    """And knows the files of what is not served yet."""
+    """And knows their files."""
     stub = reflection_pb2_grpc.ServerReflectionStub(gateway.channel)
     requests = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
@@ -106,31 +103,6 @@ async def test_channelz_shows_the_server(gateway: RunningGateway) -> None:
     """Sockets and calls of the process, as grpcdebug reads them."""
     answer = await channelz_pb2_grpc.ChannelzStub(gateway.channel).GetServers(channelz_pb2.GetServersRequest())
     assert answer.server
-
-
-def unserved(gateway: RunningGateway) -> list[tuple[str, Any]]:
-    """Every method that this version does not serve, called."""
-    channel = gateway.channel
-    chat = chat_pb2_grpc.ChatServiceStub(channel)
-    return [
-        ("ChatService/Chat", chat.Chat(iter([chat_pb2.ChatRequest()]))),
-        ("ChatService/SendTurn", chat.SendTurn(chat_pb2.SendTurnRequest())),
-        ("ChatService/Interrupt", chat.Interrupt(chat_pb2.InterruptRequest())),
-    ]
-
-
-async def test_what_is_not_served_yet_says_so_with_details(gateway: RunningGateway) -> None:
-    """UNIMPLEMENTED with ErrorInfo and the method's name."""
-    for name, call in unserved(gateway):
-        if hasattr(call, "read"):
-            error = await error_of(call)
-        else:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call
-            error = caught.value
-        assert error.code() is grpc.StatusCode.UNIMPLEMENTED, name
-        assert name in (error.details() or "")
-        assert details_of(error)[0].reason == "UNIMPLEMENTED"
 
 
 async def test_a_generation_id_of_another_form_is_unknown(gateway: RunningGateway) -> None:

@@ -148,9 +148,38 @@ async def log_behind(world: World) -> None:
     raise await error_of(call, received)
 
 
-async def unimplemented(world: World) -> None:
-    """Part of the API, not served yet."""
+async def unknown_session(world: World) -> None:
+    """A handle that belongs to nothing."""
     await chat_pb2_grpc.ChatServiceStub(world.gateway.channel).Interrupt(chat_pb2.InterruptRequest())
+
+
+async def session_taken(world: World) -> None:
+    """A connection speaks after a later one has resumed its conversation."""
+    chat = chat_pb2_grpc.ChatServiceStub(world.gateway.channel)
+    first, second = chat.Chat(), chat.Chat()
+    try:
+        await first.write(chat_pb2.ChatRequest(setup=chat_pb2.ChatSetup(model="chat")))
+        handle = (await first.read()).ready.resumption_handle
+        await second.write(chat_pb2.ChatRequest(setup=chat_pb2.ChatSetup(resumption_handle=handle)))
+        await second.read()
+        await first.write(chat_pb2.ChatRequest(user_message=chat_pb2.UserMessage(content="hello")))
+        await first.read()
+        raise await error_of(first)
+    finally:
+        second.cancel()
+
+
+async def turn_running(world: World) -> None:
+    """A second turn before the end of the first."""
+    chat = chat_pb2_grpc.ChatServiceStub(world.gateway.channel)
+    message = chat_pb2.UserMessage(content="hello")
+    call = chat.SendTurn(chat_pb2.SendTurnRequest(setup=chat_pb2.ChatSetup(model="chat"), user_message=message))
+    try:
+        handle = (await call.read()).ready.resumption_handle
+        raise await error_of(chat.SendTurn(chat_pb2.SendTurnRequest(session_handle=handle, user_message=message)))
+    finally:
+        await chat.Interrupt(chat_pb2.InterruptRequest(session_handle=handle))
+        call.cancel()
 
 
 Trigger = Callable[[World], Awaitable[None]]
@@ -187,7 +216,9 @@ REACHED: list[tuple[type[ServeError], Trigger, grpc.StatusCode, str, dict[str, A
         "GENERATION_FAILED",
         {"attempt": "1"},
     ),
-    (errors.Unimplemented, unimplemented, CODE.UNIMPLEMENTED, "UNIMPLEMENTED", {}),
+    (errors.UnknownSession, unknown_session, CODE.NOT_FOUND, "UNKNOWN_SESSION", {}),
+    (errors.SessionTaken, session_taken, CODE.ABORTED, "SESSION_TAKEN", {}),
+    (errors.TurnRunning, turn_running, CODE.FAILED_PRECONDITION, "TURN_RUNNING", {"turn": "0"}),
 ]
 NOT_YET_REACHED = {errors.QuotaExceeded, errors.PositionAhead}  # quotas and resume positions are not served
 

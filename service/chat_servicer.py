@@ -1,0 +1,67 @@
+"""llamaherd.v1.ChatService: conversations that live in the broker and go on at any gateway."""
+
+from collections.abc import AsyncIterator, Mapping
+
+from contract.broker import Broker
+from contract.chat import Handle
+from contract.errors import UnknownSession
+from llamaherd.v1 import chat_pb2
+from service.admission import Admission
+from service.chat_session import ChatSession, interrupt
+from service.chat_stream import ChatStream, first_message, resume_of
+from service.chat_turn import say_turn, turn_span
+from service.cursor import Resume
+from service.follow import Follower
+from service.models import Models
+from service.rpc import Context, Handler, carrier_of
+from service.servicer import ANONYMOUS
+
+
+class ChatServicer:
+    """The RPCs.
+
+    Args:
+        drain_timeout_s: how long streams may go on once this gateway drains.
+    """
+
+    def __init__(
+        self, broker: Broker, models: Models, follower: Follower, admission: Admission, *, drain_timeout_s: float
+    ) -> None:
+        self._broker = broker
+        self._models = models
+        self._follower = follower
+        self._admission = admission
+        self._drain_timeout_s = drain_timeout_s
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """By the names of the methods."""
+        return {"Chat": self.chat, "SendTurn": self.send_turn, "Interrupt": self.interrupt}
+
+    async def chat(self, requests: AsyncIterator[chat_pb2.ChatRequest], context: Context) -> None:
+        """A conversation on one stream."""
+        with self._admission.enter():
+            setup = await first_message(requests)
+            session = await self._join(setup, setup.resumption_handle)
+            stream = ChatStream(context, session, self._follower, self._admission, self._drain_timeout_s)
+            await stream.run(requests, resume_of(setup))
+
+    async def send_turn(self, request: chat_pb2.SendTurnRequest, context: Context) -> None:
+        """One turn of a conversation, old or new."""
+        session = await self._join(request.setup, request.session_handle)
+        with turn_span(session, carrier_of(context)):
+            begun = await session.begin(request.user_message)
+            await context.write(chat_pb2.SendTurnResponse(ready=session.ready).SerializeToString())
+            await context.write(await say_turn(session, self._follower, begun, Resume(0, None), context.write))
+
+    async def interrupt(self, request: chat_pb2.InterruptRequest, context: Context) -> chat_pb2.InterruptResponse:
+        """End the turn that a conversation is in the middle of."""
+        if (handle := Handle.parse(request.session_handle)) is None:
+            raise UnknownSession
+        shown = request.num_tokens_shown if request.HasField("num_tokens_shown") else None
+        return chat_pb2.InterruptResponse(was_running=await interrupt(self._broker, handle, ANONYMOUS, shown))
+
+    async def _join(self, setup: chat_pb2.ChatSetup, handle: str) -> ChatSession:
+        if handle:
+            return await ChatSession.resume(self._broker, self._models, self._follower.check, ANONYMOUS, handle)
+        return await ChatSession.open(self._broker, self._models, self._follower.check, ANONYMOUS, setup)

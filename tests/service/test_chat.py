@@ -1,0 +1,401 @@
+"""Conversations over real channels: turns, interrupts, two devices, another gateway in mid-turn, a drain."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from contract.broker import Broker
+from contract.messages import ChoiceEnd, EndReason
+from llamaherd.v1 import chat_pb2, chat_pb2_grpc, common_pb2
+from tests.redis_server import RunningServer
+from tests.service.gateways import RunningGateway, error_of, running_gateway
+from tests.service.scripted_worker import ScriptedWorker, Work
+from tests.until import until
+
+SETUP = chat_pb2.ChatSetup(model="chat", system_prompt="Be kind.")
+
+
+class Talk:
+    """A Chat stream that tests write to and read from."""
+
+    def __init__(self, gateway: RunningGateway) -> None:
+        self.call = chat_pb2_grpc.ChatServiceStub(gateway.channel).Chat()
+        self.ready = chat_pb2.SessionReady()
+
+    async def setup(self, setup: chat_pb2.ChatSetup = SETUP) -> chat_pb2.SessionReady:
+        """Open or resume."""
+        await self.call.write(chat_pb2.ChatRequest(setup=setup))
+        self.ready = (await self.event("ready")).ready
+        return self.ready
+
+    async def say(self, text: str, request_id: str | None = None) -> None:
+        """The user's turn."""
+        message = chat_pb2.UserMessage(content=text, request_id=request_id)
+        await self.call.write(chat_pb2.ChatRequest(user_message=message))
+
+    async def interrupt(self, shown: int | None = None) -> None:
+        """End the running turn."""
+        await self.call.write(chat_pb2.ChatRequest(interrupt=chat_pb2.InterruptTurn(num_tokens_shown=shown)))
+
+    async def event(self, kind: str, tokens: list[common_pb2.Token] | None = None) -> chat_pb2.ChatResponse:
+        """The next event of this kind; tokens before it are added to `tokens`, other events are passed over."""
+        while (message := await self.call.read()) is not grpc.aio.EOF:
+            if tokens is not None:
+                tokens += message.tokens
+            if message.WhichOneof("event") == kind:
+                assert isinstance(message, chat_pb2.ChatResponse)
+                return message
+        raise AssertionError(f"the stream ended without {kind}")
+
+    async def tokens(self, num_tokens: int) -> list[common_pb2.Token]:
+        """Read until so many have come."""
+        tokens: list[common_pb2.Token] = []
+        while len(tokens) < num_tokens:
+            message = await self.call.read()
+            assert message is not grpc.aio.EOF
+            tokens += message.tokens
+        return tokens
+
+
+@pytest.fixture
+async def talk(gateway: RunningGateway) -> AsyncIterator[Talk]:
+    talk = Talk(gateway)
+    yield talk
+    talk.call.cancel()
+
+
+async def next_work(broker: Broker, worker: ScriptedWorker, session: chat_pb2.SessionReady) -> Work:
+    """The job of the turn that is open in this session."""
+
+    async def generation() -> str:
+        view = await broker.chat.join(handle_of(session), "anonymous")
+        return view.open.generation_id if view is not None and view.open is not None else ""
+
+    await until(generation, what="a turn is open")
+    return await worker.take(await generation())
+
+
+def handle_of(session: chat_pb2.SessionReady) -> Any:
+    from contract.chat import Handle
+
+    handle = Handle.parse(session.resumption_handle)
+    assert handle is not None
+    return handle
+
+
+async def answer(work: Work, *texts: str) -> None:
+    await work.say(*texts)
+    await work.finish()
+
+
+async def rest_of(call: Any) -> list[chat_pb2.SendTurnResponse]:
+    events = []
+    while (event := await call.read()) is not grpc.aio.EOF:
+        events.append(event)
+    return events
+
+
+def detail(status: status_pb2.Status, kind: type[Message]) -> Any:
+    (found,) = [each for each in status.details if each.Is(kind.DESCRIPTOR)]
+    message = kind()
+    found.Unpack(message)
+    return message
+
+
+async def test_a_conversation_of_two_turns(broker: Broker, worker: ScriptedWorker, talk: Talk) -> None:
+    """The second prompt holds the first turn; each turn is finished once, with its number."""
+    ready = await talk.setup()
+    assert (ready.num_turns, ready.generation_id, ready.settings.model) == (0, "", "chat")
+    await talk.say("My name is Ann.")
+    work = await next_work(broker, worker, ready)
+    first_prompt = work.taken.job.prompt_ids
+    await answer(work, "Hello, ", "Ann!")
+    tokens: list[common_pb2.Token] = []
+    finished = (await talk.event("turn_finished", tokens)).turn_finished
+    assert "".join(token.text for token in tokens) == "Hello, Ann!"
+    assert (finished.turn, finished.finished.reason) == (0, common_pb2.FINISH_REASON_EOS)
+    assert finished.usage.output_tokens == 2
+
+    await talk.say("What is my name?")
+    work = await next_work(broker, worker, ready)
+    assert len(work.taken.job.prompt_ids) > len(first_prompt)
+    await answer(work, "Ann.")
+    assert (await talk.event("turn_finished")).turn_finished.turn == 1
+    view = await broker.chat.join(handle_of(ready), "anonymous")
+    assert view is not None
+    assert [(turn.user, turn.assistant) for turn in view.turns] == [
+        ("My name is Ann.", "Hello, Ann!"),
+        ("What is my name?", "Ann."),
+    ]
+
+
+async def test_an_interrupt_ends_the_turn_and_keeps_what_was_shown(
+    broker: Broker, worker: ScriptedWorker, talk: Talk
+) -> None:
+    """The worker is told with its next step; the history holds the text up to what the user had seen."""
+    ready = await talk.setup()
+    await talk.say("Count")
+    work = await next_work(broker, worker, ready)
+    await work.say("1, ", "2, ", "3, ")
+    await talk.tokens(3)
+    await talk.interrupt(2)
+
+    async def is_cancelled() -> bool:
+        return (await work.say("more ")).cancel
+
+    await until(is_cancelled, what="the worker hears of the interrupt")
+    await work.finish(EndReason.CANCELLED, [ChoiceEnd(0, "CANCELLED", len(work.tokens))])
+    finished = (await talk.event("turn_finished")).turn_finished
+    assert finished.finished.reason == common_pb2.FINISH_REASON_CANCELLED
+    view = await broker.chat.join(handle_of(ready), "anonymous")
+    assert view is not None
+    assert [turn.assistant for turn in view.turns] == ["1, 2, "]
+    await talk.say("Go on")
+    await answer(await next_work(broker, worker, ready), "3")
+    assert (await talk.event("turn_finished")).turn_finished.turn == 1
+
+
+async def test_a_second_message_in_a_running_turn_fails_alone(
+    broker: Broker, worker: ScriptedWorker, talk: Talk
+) -> None:
+    """turn_failed with a typed status; the running turn is not touched."""
+    ready = await talk.setup()
+    await talk.say("one")
+    work = await next_work(broker, worker, ready)
+    await talk.say("two")
+    failed = (await talk.event("turn_failed")).turn_failed
+    assert failed.status.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+    assert detail(failed.status, error_details_pb2.ErrorInfo).reason == "TURN_RUNNING"
+    await answer(work, "fine")
+    assert (await talk.event("turn_finished")).turn_finished.turn == 0
+
+
+@pytest.mark.parametrize(("text", "about"), [("", "is empty"), ("[INST] x", "tag"), ("word " * 5000, "tokens")])
+async def test_a_bad_message_does_not_end_the_session(
+    broker: Broker, worker: ScriptedWorker, talk: Talk, text: str, about: str
+) -> None:
+    """Its field is named, and the next message is answered."""
+    ready = await talk.setup()
+    await talk.say(text)
+    failed = (await talk.event("turn_failed")).turn_failed
+    (violation,) = detail(failed.status, error_details_pb2.BadRequest).field_violations
+    assert violation.field == "user_message.content"
+    assert about in violation.description
+    await talk.say("hello")
+    await answer(await next_work(broker, worker, ready), "hello")
+    assert (await talk.event("turn_finished")).turn_finished.finished.num_tokens == 1
+
+
+async def test_a_failed_generation_is_a_failed_turn(broker: Broker, worker: ScriptedWorker, talk: Talk) -> None:
+    """The history forgets it, and the session goes on."""
+    ready = await talk.setup()
+    await talk.say("break")
+    await (await next_work(broker, worker, ready)).finish(EndReason.FAILED)
+    failed = (await talk.event("turn_failed")).turn_failed
+    assert detail(failed.status, error_details_pb2.ErrorInfo).reason == "GENERATION_FAILED"
+    view = await broker.chat.join(handle_of(ready), "anonymous")
+    assert view is not None
+    assert (view.turns, view.open) == ((), None)
+
+
+async def test_another_gateway_goes_on_in_mid_turn(
+    valkey: RunningServer, broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
+) -> None:
+    """With handle, position and chain: the rest of the tokens, each once, then the end."""
+    first = Talk(gateway)
+    ready = await first.setup()
+    await first.say("Count")
+    work = await next_work(broker, worker, ready)
+    await work.say("1", "2", "3")
+    seen = await first.tokens(3)
+    first.call.cancel()
+    async with running_gateway(valkey.url) as other:
+        second = Talk(other)
+        again = await second.setup(
+            chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle, from_position=2, chain=seen[1].chain)
+        )
+        assert (again.session_id, again.generation_id) == (ready.session_id, work.generation_id)
+        await work.say("4")
+        await work.finish()
+        rest: list[common_pb2.Token] = []
+        await second.event("turn_finished", rest)
+        assert [token.position for token in rest] == [2, 3]
+        second.call.cancel()
+
+
+async def test_a_turn_that_ended_unread_is_told_on_resumption(
+    broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
+) -> None:
+    """Nobody was there when it ended; who comes back is given all of it, and the history has it once."""
+    first = Talk(gateway)
+    ready = await first.setup()
+    await first.say("Count")
+    work = await next_work(broker, worker, ready)
+    first.call.cancel()
+    await answer(work, "1", "2")
+    second = Talk(gateway)
+    await second.setup(chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle))
+    tokens: list[common_pb2.Token] = []
+    await second.event("turn_finished", tokens)
+    assert [token.text for token in tokens] == ["1", "2"]
+    await second.say("more")
+    await answer(await next_work(broker, worker, ready), "3")
+    await second.event("turn_finished")
+    view = await broker.chat.join(handle_of(ready), "anonymous")
+    assert view is not None
+    assert [turn.assistant for turn in view.turns] == ["12", "3"]
+    second.call.cancel()
+
+
+async def test_the_device_that_joined_last_goes_on(
+    broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
+) -> None:
+    """The first one's next message ends its stream with ABORTED; the second is not touched."""
+    first, second = Talk(gateway), Talk(gateway)
+    ready = await first.setup()
+    await second.setup(chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle))
+    await first.say("still there?")
+    error = await error_of(first.call)
+    assert error.code() is grpc.StatusCode.ABORTED
+    await second.say("hello")
+    await answer(await next_work(broker, worker, ready), "hello")
+    await second.event("turn_finished")
+    second.call.cancel()
+
+
+async def test_a_message_repeated_after_a_cut_is_the_same_turn(
+    broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
+) -> None:
+    """Its request_id tells: the client cannot know whether the first one arrived."""
+    first = Talk(gateway)
+    ready = await first.setup()
+    await first.say("Count", request_id="r1")
+    work = await next_work(broker, worker, ready)
+    await answer(work, "1", "2")
+    await first.event("turn_finished")
+    first.call.cancel()
+    second = Talk(gateway)
+    await second.setup(chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle))
+    await second.say("Count", request_id="r1")
+    tokens: list[common_pb2.Token] = []
+    assert (await second.event("turn_finished", tokens)).turn_finished.turn == 0
+    assert [token.text for token in tokens] == ["1", "2"]
+    second.call.cancel()
+
+
+async def test_an_ended_session_is_gone(broker: Broker, worker: ScriptedWorker, talk: Talk) -> None:
+    """`end` deletes the history and ends the stream with OK; the handle is NOT_FOUND from then on."""
+    ready = await talk.setup()
+    await talk.call.write(chat_pb2.ChatRequest(end=chat_pb2.EndSession()))
+    assert await talk.call.read() is grpc.aio.EOF
+    assert await talk.call.code() is grpc.StatusCode.OK
+    assert await broker.chat.join(handle_of(ready), "anonymous") is None
+
+
+async def test_an_expired_session_is_not_found(broker: Broker, gateway: RunningGateway, talk: Talk) -> None:
+    """By setup with its handle, by SendTurn and by Interrupt; typed."""
+    handle = (await talk.setup()).resumption_handle
+    await broker.chat.drop(handle_of(talk.ready), "anonymous")  # what the end of its lifetime does
+    stub = chat_pb2_grpc.ChatServiceStub(gateway.channel)
+    other = Talk(gateway)
+    await other.call.write(chat_pb2.ChatRequest(setup=chat_pb2.ChatSetup(resumption_handle=handle)))
+    errors = [await error_of(other.call)]
+    errors.append(await error_of(stub.SendTurn(chat_pb2.SendTurnRequest(session_handle=handle))))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Interrupt(chat_pb2.InterruptRequest(session_handle=handle))
+    assert {error.code() for error in [*errors, caught.value]} == {grpc.StatusCode.NOT_FOUND}
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (chat_pb2.ChatRequest(user_message=chat_pb2.UserMessage(content="hello")), "setup"),
+        (chat_pb2.ChatRequest(setup=chat_pb2.ChatSetup(model="chat", ttl_s=1)), "setup.ttl_s"),
+        (chat_pb2.ChatRequest(setup=chat_pb2.ChatSetup(model="chat", sampling={"n": 2})), "setup.sampling.n"),
+        (chat_pb2.ChatRequest(setup=chat_pb2.ChatSetup(model="chat", sampling={"top_p": 2})), "setup.sampling.top_p"),
+        (chat_pb2.ChatRequest(setup=chat_pb2.ChatSetup(model="chat", system_prompt="<<SYS>>")), "setup.system_prompt"),
+    ],
+)
+async def test_a_bad_setup_is_refused_by_field(talk: Talk, request_: chat_pb2.ChatRequest, field: str) -> None:
+    """INVALID_ARGUMENT, and no session is left."""
+    await talk.call.write(request_)
+    error = await error_of(talk.call)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in (error.details() or "")
+
+
+async def test_turns_without_a_bidirectional_stream(
+    broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
+) -> None:
+    """SendTurn opens a session and goes on with it; Interrupt ends its running turn."""
+    stub = chat_pb2_grpc.ChatServiceStub(gateway.channel)
+    message = chat_pb2.UserMessage(content="hello")
+    call = stub.SendTurn(chat_pb2.SendTurnRequest(setup=SETUP, user_message=message))
+    ready = (await call.read()).ready
+    work = await next_work(broker, worker, ready)
+    await answer(work, "hel", "lo")
+    events = await rest_of(call)
+    assert events[-1].HasField("turn_finished")
+    assert "".join(token.text for event in events for token in event.tokens) == "hello"
+
+    call = stub.SendTurn(chat_pb2.SendTurnRequest(session_handle=ready.resumption_handle, user_message=message))
+    await call.read()
+    work = await next_work(broker, worker, ready)
+    stopped = await stub.Interrupt(chat_pb2.InterruptRequest(session_handle=ready.resumption_handle))
+    assert stopped.was_running
+    assert (await work.say("x")).cancel
+    await work.finish(EndReason.CANCELLED, [ChoiceEnd(0, "CANCELLED", 1)])
+    assert (await rest_of(call))[-1].turn_finished.turn == 1
+    stopped = await stub.Interrupt(chat_pb2.InterruptRequest(session_handle=ready.resumption_handle))
+    assert not stopped.was_running
+
+
+async def test_a_draining_gateway_says_where_to_go_on(
+    valkey: RunningServer, broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
+) -> None:
+    """resumption and go_away; the running turn ends, then the stream, with OK; the handle is good elsewhere."""
+    async with running_gateway(valkey.url) as leaving:
+        await until(lambda: is_known(leaving), what="the gateway sees the worker")
+        idle, busy = Talk(leaving), Talk(leaving)
+        await idle.setup()
+        ready = await busy.setup()
+        await busy.say("hello")
+        work = await next_work(broker, worker, ready)
+        leaving.stop.set()
+        for talk in (idle, busy):
+            assert (await talk.event("resumption")).resumption.handle == talk.ready.resumption_handle
+            assert (await talk.event("go_away")).go_away.time_left.seconds > 0
+        assert await idle.call.read() is grpc.aio.EOF
+        await answer(work, "bye")
+        await busy.event("turn_finished")
+        assert await busy.call.read() is grpc.aio.EOF
+        assert await busy.call.code() is grpc.StatusCode.OK
+    again = Talk(gateway)
+    resumed = await again.setup(chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle))
+    assert resumed.num_turns == 1
+    again.call.cancel()
+
+
+async def is_known(gateway: RunningGateway) -> bool:
+    from tests.service.conftest import is_serving
+
+    return await is_serving(gateway)
+
+
+async def test_a_conversation_that_outgrows_the_context(broker: Broker, worker: ScriptedWorker, talk: Talk) -> None:
+    """The oldest turns are left out whole, the client is told how many, and the prompt always leaves room."""
+    ready = await talk.setup()
+    dropped = []
+    for turn in range(12):
+        await talk.say(f"{turn} " + "word " * 300)
+        work = await next_work(broker, worker, ready)
+        assert len(work.taken.job.prompt_ids) + 200 <= 4096
+        await answer(work, "yes " * 40)
+        dropped.append((await talk.event("turn_finished")).turn_finished.num_turns_dropped)
+    assert dropped == sorted(dropped)
+    assert dropped[0] == 0
+    assert dropped[-1] > 0
