@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from contract.broker import Broker, WorkerBeat
 from contract.errors import BrokerDown
 from contract.lifetime import spawn
@@ -20,6 +23,12 @@ from tests.redis_server import RunningServer, start_valkey
 
 DEMO_MODEL = Path(__file__).parents[3] / "herd" / "demo_model"
 KEEP_S = 0.05
+HEALTH_S = 1.0
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
 WORKER_VARIABLES = {
     "HERD_WORKER_MODEL_PATH": str(DEMO_MODEL),
     "HERD_WORKER_MODEL_NAME": MODEL,
@@ -97,6 +106,9 @@ class Herd:
             )
             for number in range(num_gateways)
         ]
+        self.channels = [
+            grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=CHANNEL_OPTIONS) for gateway in self.gateways
+        ]
         for process in self.processes:
             process.start()
 
@@ -125,15 +137,17 @@ class Herd:
     async def is_whole(self) -> bool:
         """Whether every worker is ready and every gateway takes calls."""
         workers = await self.live_workers()
-        return len(workers) == len(self.workers) and self.gateways_accept()
+        return len(workers) == len(self.workers) and await self.gateways_serve()
 
-    def gateways_accept(self) -> bool:
-        """Whether every gateway takes connections."""
-        return all(_accepts(each.port) for each in self.gateways)
+    async def gateways_serve(self) -> bool:
+        """Whether every gateway answers, and has seen a live worker."""
+        return all([await _serves(channel) for channel in self.channels])
 
     async def close(self) -> None:
         """End everything."""
         await self.broker.close()
+        for channel in self.channels:
+            await channel.close()
         for process in self.processes:
             process.child.send_signal(signal.SIGCONT)
             process.child.kill()
@@ -148,9 +162,12 @@ def _live_worker(beat: WorkerBeat, by_pid: dict[int, Process]) -> LiveWorker | N
     return LiveWorker(process, beat.worker_id, int(beat.fields["pid"]), int(beat.fields["slots"]))
 
 
-def _accepts(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
+async def _serves(channel: grpc.aio.Channel) -> bool:
+    try:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_S)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @contextmanager

@@ -15,11 +15,6 @@ from tests.faults.chaos.requests import Question
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 1.0
 ASKS_AGAIN = 0.3  # of reconnects: by Generate instead of Attach
-CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 500),
-)
 
 Stub = generation_pb2_grpc.GenerationServiceStub
 Response = generation_pb2.GenerateResponse | generation_pb2.AttachResponse

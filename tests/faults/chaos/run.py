@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import redis.asyncio
 
 from llamaherd.v1 import generation_pb2_grpc
 from tests.faults.chaos.herd import Herd, reserved_ports
 from tests.faults.chaos.memory import Memory
-from tests.faults.chaos.reader import CHANNEL_OPTIONS, Reader, Tally, read_for_ever
+from tests.faults.chaos.reader import Reader, Tally, read_for_ever
 from tests.faults.chaos.requests import answer_all, make_specs
 from tests.faults.chaos.strikes import Felt, Striker
 from tests.until import until
@@ -73,10 +72,7 @@ async def run(plan: Plan) -> Report:
 async def _strike(plan: Plan, herd: Herd) -> Report:
     rnd = random.Random(plan.seed)
     await until(herd.is_whole, START_S, "the herd is up")
-    channels = [
-        grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=CHANNEL_OPTIONS) for gateway in herd.gateways
-    ]
-    stubs = [generation_pb2_grpc.GenerationServiceStub(channel) for channel in channels]
+    stubs = [generation_pb2_grpc.GenerationServiceStub(channel) for channel in herd.channels]
     questions = await answer_all(stubs[0], make_specs(rnd, NUM_SPECS))
     readers: set[Reader] = set()
     tally = Tally()
@@ -106,8 +102,6 @@ async def _strike(plan: Plan, herd: Herd) -> Report:
         striker.felt.hung += [f"{reader} does not end" for reader in readers]
         for task in (sampling, *late):
             task.cancel()
-    for channel in channels:
-        await channel.close()
     await client.aclose()
     return _report(plan, tally, striker.felt, memory, time.monotonic() - begun_s)
 

@@ -90,7 +90,7 @@ class Striker:
         await asyncio.sleep(ASK_S)
         workers = await self._herd.live_workers()
         num_slots = sum(each.num_slots for each in workers) - max((each.num_slots for each in workers), default=0)
-        return len(workers) >= 3 and num_slots >= len(self._readers) and self._herd.gateways_accept()
+        return len(workers) >= 3 and num_slots >= len(self._readers) and await self._herd.gateways_serve()
 
     async def _victim(self) -> LiveWorker:
         return self._rnd.choice(await self._herd.live_workers())
