@@ -52,6 +52,15 @@ class ChatFormat:
     template: str = ""
 
 
+SAMPLING_RANGES: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether the low end is excluded
+    "temperature": (0, 100, False),
+    "top_p": (0, 1, True),
+    "min_p": (0, 1, False),
+    "typical_p": (0, 1, True),
+    "repetition_penalty": (0, 100, True),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
     """What the model's generation_config.json asks for; None where it says nothing."""
@@ -154,6 +163,7 @@ class ModelBundle:
                 raise MalformedBundle(f"bundle has version {version}; this program reads version {VERSION}")
             bundle = cls._from_document(document)
             bundle._check_ids()
+            bundle._check_defaults()
         except MalformedBundle:
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -193,6 +203,19 @@ class ModelBundle:
                 raise MalformedBundle(
                     f"bundle has {name} id {id_}, which is {self.pieces[id_].text!r}, no control token"
                 )
+
+    def _check_defaults(self) -> None:
+        """Raises MalformedBundle for a default that a request could not ask for."""
+        for name, (low, high, over_low) in SAMPLING_RANGES.items():
+            value = getattr(self.defaults, name)
+            if value is not None and not (low <= value <= high and not (over_low and value == low)):
+                bounds = f"over {low}, at most {high}" if over_low else f"{low} to {high}"
+                raise MalformedBundle(f"generation_config.json has {name} {value}; the range is {bounds}")
+        for name in ("max_new_tokens", "max_length"):
+            if (bound := getattr(self.defaults, name)) is not None and bound < 1:
+                raise MalformedBundle(f"generation_config.json has {name} {bound}; at least 1")
+        if (self.defaults.top_k or 0) < 0:
+            raise MalformedBundle(f"generation_config.json has top_k {self.defaults.top_k}; 0 keeps all")
 
 
 def digest_of(payload: bytes) -> str:

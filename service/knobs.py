@@ -5,12 +5,11 @@ The bounds are those that the .proto files state.
 
 import secrets
 
-from contract.bundle import ModelBundle
+from contract.bundle import SAMPLING_RANGES, ModelBundle
 from contract.messages import Job, JobSampling, JobStopping
 from llamaherd.v1 import common_pb2
 from service.violations import Violations
 
-MAX_TEMPERATURE = 100.0
 MAX_CHOICES = 16
 MAX_LOGIT_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
@@ -22,22 +21,18 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 TOKEN_LOG_BYTES = 64  # of a token in the log with all that belongs to it, roughly
 ALTERNATIVE_LOG_BYTES = 32  # of each of its top_logprobs
 
-_SAMPLING_RANGES = (  # name, low, high, whether the low end is excluded
-    ("temperature", 0, MAX_TEMPERATURE, False),
-    ("top_p", 0, 1, True),
-    ("min_p", 0, 1, False),
-    ("typical_p", 0, 1, True),
-    ("repetition_penalty", 0, 100, True),
-    ("frequency_penalty", -100, 100, False),
-    ("presence_penalty", -100, 100, False),
-    ("n", 1, MAX_CHOICES, False),
-)
+_RANGES = {
+    **SAMPLING_RANGES,
+    "frequency_penalty": (-100, 100, False),
+    "presence_penalty": (-100, 100, False),
+    "n": (1, MAX_CHOICES, False),
+}
 
 
 def resolve_sampling(sampling: common_pb2.Sampling, bundle: ModelBundle, violations: Violations) -> JobSampling:
     """How tokens are drawn; only meaningful if no violation was added."""
     path = "spec.sampling"
-    for name, low, high, over_low in _SAMPLING_RANGES:
+    for name, (low, high, over_low) in _RANGES.items():
         if sampling.HasField(name):
             violations.check_range(f"{path}.{name}", getattr(sampling, name), low, high, over_low=over_low)
     if sampling.HasField("top_k"):
@@ -156,7 +151,7 @@ def _default_sampling(bundle: ModelBundle) -> common_pb2.Sampling:
         temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1, repetition_penalty=1, n=1,
         frequency_penalty=0, presence_penalty=0,
     )  # fmt: skip
-    for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"):
+    for name in SAMPLING_RANGES:
         if (value := getattr(defaults, name)) is not None:
             setattr(used, name, value)
     used.top_k = min(defaults.top_k or 0, bundle.vocab_size)

@@ -13,7 +13,16 @@ from typing import Any
 
 from contract import connection, keys
 from contract.broker import MAX_CRASHES, Broker, StepRow, new_lease
-from contract.messages import ChoiceEnd, EndReason, Job, JobSampling, JobStopping, LoggedToken, encode_tokens
+from contract.messages import (
+    Alternative,
+    ChoiceEnd,
+    EndReason,
+    Job,
+    JobSampling,
+    JobStopping,
+    LoggedToken,
+    encode_tokens,
+)
 from tests.contract.rig import CALLER, GATEWAY, MODEL, QUEUE, WORKER, Rig
 from tests.redis_server import start_valkey
 
@@ -34,6 +43,41 @@ JOB = Job(
     logprobs=True,
     trace_context={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
 )
+FULL_JOB = Job(
+    generation_id=GENERATION,
+    model=MODEL,
+    job_class="low",
+    prompt_ids=(1, 15043),
+    sampling=JobSampling(
+        temperature=0.7,
+        top_k=40,
+        top_p=0.9,
+        seed=2**63,
+        min_p=0.125,
+        typical_p=0.75,
+        repetition_penalty=1.5,
+        frequency_penalty=-0.5,
+        presence_penalty=0.25,
+        logit_bias=((7, -100.0), (15043, 2.5)),
+        n=3,
+    ),
+    stopping=JobStopping(
+        max_new_tokens=64,
+        max_time_ms=60_000,
+        stop_strings=("\n\n",),
+        min_new_tokens=4,
+        stop_token_ids=(13, 2),
+        ignore_eos=True,
+    ),
+    strip_leading_space=False,
+    logprobs=True,
+    top_logprobs=2,
+    echo=True,
+    prompt_logprobs=True,
+)
+SCORED = LoggedToken(
+    0, 0, 0, 15043, "Hello", -0.25, (Alternative(15043, -0.25, "Hello"), Alternative(198, -2.5, "\ufffd"))
+)
 TOKENS = (
     LoggedToken(choice=0, index=0, position=0, token_id=15043, text="Hello", logprob=-0.25),
     LoggedToken(choice=1, index=0, position=1, token_id=2, text=""),
@@ -48,6 +92,8 @@ async def play(rig: Rig) -> dict[str, Any]:
     """Every message once; bytes as Latin-1 text, times as TIME_MS."""
     recorded: dict[str, Any] = {}
     recorded["job"] = JOB.to_bytes()
+    recorded["job_full"] = FULL_JOB.to_bytes()
+    recorded["token_scored"] = encode_tokens([SCORED], 0)[0]
     await rig.broker.submit(
         JOB, caller=CALLER, digest="d1", gateway_id=GATEWAY, max_waiting=9, window_ms=30_000
     )  # fmt: skip

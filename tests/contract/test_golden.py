@@ -1,5 +1,7 @@
 """Golden entries: what earlier processes have left in Redis is read as it was meant, and is still what we write."""
 
+from dataclasses import fields
+
 import pytest
 
 from contract.log_entries import parse_inbox_row, parse_log_entry
@@ -24,10 +26,12 @@ from tests.contract.golden_play import (
     ENDS,
     ERROR,
     FAILED,
+    FULL_JOB,
     GENERATION,
     GOLDEN,
     JOB,
     LEASE,
+    SCORED,
     TIME_MS,
     TOKENS,
     load,
@@ -55,6 +59,21 @@ def test_the_recorded_job_is_read() -> None:
     assert JOB.to_bytes() == load("job")
 
 
+def test_the_recorded_full_job_is_read() -> None:
+    """One with every knob turned."""
+    assert Job.from_bytes(load("job_full")) == FULL_JOB
+    for record in (FULL_JOB, FULL_JOB.sampling, FULL_JOB.stopping):
+        left = [each.name for each in fields(record) if getattr(record, each.name) == each.default]
+        assert left == [], "a knob is not turned"
+
+
+def test_the_recorded_scored_token_is_read() -> None:
+    """Its alternatives, likeliest first, each with its own text."""
+    (token,) = decode_tokens(load("token_scored"))
+    found = [(each.id, each.logprob, each.text) for each in token.top_logprobs]
+    assert found == [(each.token_id, each.logprob, each.text) for each in SCORED.alternatives]
+
+
 def test_a_job_may_gain_fields() -> None:
     """A newer gateway's job is read by an older worker."""
     body = load("job").replace(b'{"generation_id"', b'{"added":1,"generation_id"')
@@ -74,9 +93,9 @@ def test_a_job_may_gain_fields() -> None:
 )
 def test_the_recorded_log_entries_are_read(name: str, entry: LogEntry) -> None:
     """Unknown fields are ignored."""
-    entry_id, fields = load(name)
-    assert parse_log_entry(entry_id, fields) == entry
-    assert parse_log_entry(entry_id, fields | {b"added": b"1"}) == entry
+    entry_id, found = load(name)
+    assert parse_log_entry(entry_id, found) == entry
+    assert parse_log_entry(entry_id, found | {b"added": b"1"}) == entry
 
 
 def test_the_recorded_tokens_are_read() -> None:

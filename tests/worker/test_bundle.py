@@ -235,6 +235,22 @@ class TestConfiguration:
         assert bundle.eos_ids == (2, 7)
         assert bundle.eos_id == 2
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("repetition_penalty", 0),
+            ("min_p", 1.5),
+            ("top_p", 0),
+            ("temperature", -1),
+            ("top_k", -1),
+            ("max_length", 0),
+        ],
+    )
+    def test_a_default_that_no_request_could_ask_for_is_named(self, folder: Path, name: str, value: float) -> None:
+        write_json(folder / "generation_config.json", {name: value})
+        with pytest.raises(MalformedBundle, match=name):
+            build_bundle(folder, quantization="int8")
+
     def test_what_no_file_says_is_absent(self, folder: Path) -> None:
         bundle = build_bundle(folder, quantization="int8")
         assert bundle.defaults == GenerationDefaults()
