@@ -82,6 +82,20 @@ async def test_an_echo_is_the_prompt_and_then_the_same_answer(herd: Herd) -> Non
     assert not any(token.HasField("logprob") or token.top_logprobs for token in echoed.order)
 
 
+async def test_a_reader_may_come_in_anywhere_in_an_echo(herd: Herd) -> None:
+    """From every position of three choices with an echo, Attach gives the rest: an echo is no exception."""
+    whole = await ask(herd, spec_of(BENT, prompt_ids=PROMPT[:5], output=Output(echo=True)))
+    for position in range(len(whole.order) + 1):
+        chain = whole.order[position - 1].chain if position else None
+        request = generation_pb2.AttachRequest(generation_id=whole.generation_id, from_position=position, chain=chain)
+        messages = [message async for message in herd.gateway.stub.Attach(request)]
+        assert [token for message in messages for token in message.tokens] == whole.order[position:]
+        assert messages[0].accepted.settings == whole.settings
+        ends = [message.choice_finished for message in messages if message.HasField("choice_finished")]
+        assert sorted(ends, key=lambda end: end.choice) == sorted(whole.ends, key=lambda end: end.choice)
+        assert messages[-1].completed.usage.output_tokens == len(whole.order) - 3 * 5
+
+
 @pytest.mark.parametrize("text", ["Hello world", " a  b", "naïve 🙂 日本", "x"])
 async def test_the_text_of_an_echo_is_the_prompt(herd: Herd, text: str) -> None:
     """To the byte: what the tokenizer added is not there, and what it was given is."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from contract.messages import (
     Ending,
     EndReason,
     LogEntry,
+    LoggedToken,
     Times,
     TokenRow,
     encode_tokens,
@@ -21,25 +23,31 @@ from llamaherd.v1 import generation_pb2
 from service.token_stream import TokenStream
 from tests.contract.rig import make_job
 from tests.service.gateways import Received
-from tests.service.scripted_worker import token_at
 
+NUM_CHOICES = 3
 JOB = make_job("0.x")
+JOB = replace(JOB, sampling=replace(JOB.sampling, n=NUM_CHOICES))
 
 
 def make_log(sizes: list[int], marks: set[int]) -> list[LogEntry]:
-    """A whole log: rows of these sizes, a new attempt before the rows whose numbers are in `marks`, and the end."""
+    """A whole log: rows of these sizes, a new attempt before the rows whose numbers are in `marks`, and the end.
+
+    Three choices take turns; each ends with its last token, the last one with the log.
+    """
     entries: list[LogEntry] = [AttemptMark(0, 1)]
-    position, chain, attempt = 0, CHAIN_START, 1
+    position, chain, attempt, total = 0, CHAIN_START, 1, sum(sizes)
+    ends = [ChoiceEnd(choice, "EOS", len(range(choice, total, NUM_CHOICES))) for choice in range(NUM_CHOICES)]
     for number, size in enumerate(sizes):
         if number in marks:
             attempt += 1
             entries.append(AttemptMark(position, attempt))
-        tokens = [token_at(position + n, f"{position + n} ") for n in range(size)]
+        places = range(position, position + size)
+        tokens = [LoggedToken(n % NUM_CHOICES, n // NUM_CHOICES, n, 100 + n % 50, f"{n} ") for n in places]
         body, after = encode_tokens(tokens, chain)
-        entries.append(TokenRow(position, position + size, chain, body))
+        ended = tuple(ends[n % NUM_CHOICES] for n in places if total - NUM_CHOICES <= n < total - 1)
+        entries.append(TokenRow(position, position + size, chain, body, ended))
         position, chain = position + size, after
-    end = ChoiceEnd(0, "EOS", position)
-    entries.append(Ending(position, EndReason.DONE, (end,), attempt, Times(1, 2, 3, 4, 5)))
+    entries.append(Ending(position, EndReason.DONE, tuple(ends), attempt, Times(1, 2, 3, 4, 5)))
     return entries
 
 
@@ -87,6 +95,8 @@ def test_every_token_comes_once_whatever_becomes_of_the_rows(
     )
     assert received.kinds[-2:] == ["choice_finished", "completed"]
     assert received.kinds.count("completed") == 1
+    told = [m.choice_finished.choice for m in received.messages if m.HasField("choice_finished")]
+    assert sorted(told) == list(range(NUM_CHOICES)), "each choice ends once"
 
 
 async def relay(entries: list[LogEntry], fates: list[str], source: random.Random) -> Received:
