@@ -83,7 +83,7 @@ async def test_consumers_are_who_has_asked(rig: Rig) -> None:
     assert await rig.broker.consumers(MODEL) == ["worker-a", "worker-b"]
     assert await rig.broker.consumers("unknown") == []
     assert await rig.broker.own_pending(WORKER, "unknown") == []
-    assert await rig.broker.adopt(WORKER, "unknown", max_jobs=1, alone=True) == []
+    assert await rig.broker.adopt(WORKER, "unknown", max_jobs=1, may_run_alone=True) == []
 
 
 async def test_a_fit_server_is_accepted(rig: Rig) -> None:

@@ -83,7 +83,7 @@ async def test_every_call_says_that_the_server_is_gone(own_rig: Rig, own_server:
         broker.announce(MODEL, "bundle-digest", b"bundle"),
         broker.worker_beat(WORKER, {}),
         broker.read_jobs(WORKER, MODEL, CLASS, count=1, block_ms=0),
-        broker.adopt(WORKER, MODEL, max_jobs=1, alone=True),
+        broker.adopt(WORKER, MODEL, max_jobs=1, may_run_alone=True),
         broker.take(taken.entry, worker_id=WORKER, lease=new_lease()),
         broker.step([text.row(taken.lease, 0, 1)]),
         broker.release(taken.entry, worker_id=WORKER, lease=None),

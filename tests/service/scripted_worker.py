@@ -124,7 +124,7 @@ class ScriptedWorker:
         """A job that was handed back, with what its log has."""
 
         async def adopt() -> bool:
-            for entry in await self.broker.adopt(self.worker_ids[model], model, max_jobs=1, alone=True):
+            for entry in await self.broker.adopt(self.worker_ids[model], model, max_jobs=1, may_run_alone=True):
                 if (work := await self._take(entry, model)) is not None:
                     self._taken[work.generation_id] = work
             return generation_id in self._taken
