@@ -1,6 +1,6 @@
 """Trains the demo model and writes its folder.
 
-    python -m training.train --seconds 230            # one GPU: packs the corpus, trains, writes
+    python -m training.train --seconds 285            # one GPU: packs the corpus, trains, writes
     python -m training.train --steps 50 --dialogues 4000 --batch-tokens 2048   # a trial on a CPU
 
 The seeds are fixed, so the corpus is the same everywhere; a GPU's arithmetic is not, so training again gives other
