@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from contract import connection, keys
 from contract.chat import ChatStore
 from contract.connection import Client, ServerUnfit, answered
-from contract.errors import Overloaded, RequestIdReused, UnknownGeneration
+from contract.errors import Overloaded, QuotaExceeded, RequestIdReused, UnknownGeneration
 from contract.log_entries import parse_inbox_row, parse_log_entry
 from contract.messages import EndReason, Job, LogEntry, TokenRow, encode_choice_ends
 from contract.outcomes import (
@@ -33,7 +33,7 @@ from contract.outcomes import (
     Taken,
     WorkerBeat,
 )
-from contract.parsing import parse_record, parse_row_reply, parse_standing, parse_taken
+from contract.parsing import parse_record, parse_row_reply, parse_standing, parse_submitted, parse_taken
 from contract.scripts import run_script
 from contract.server_check import check_server
 
@@ -62,6 +62,7 @@ PROVEN_TOKENS = 4  # new ones; an attempt that has logged them clears its genera
 MAX_DEATHS = 32  # and one that ended as many in all, whatever it made meanwhile
 SLACK_MS = 900_000  # a record outlives its deadline and window by this, so that it is closed, not forgotten
 GRACE_MS = 2_000  # past the deadline, before anybody may close in the owner's place
+UNBOUNDED = 2**53  # what a script still counts exactly
 MODEL_TTL_MS = 7 * 24 * 3_600_000
 
 
@@ -101,29 +102,45 @@ class Broker:
     # --- gateway ---------------------------------------------------------------------------------------------------
 
     async def submit(
-        self, job: Job, *, caller: str, digest: str, gateway_id: str, max_waiting: int, window_ms: int
+        self,
+        job: Job,
+        *,
+        caller: str,
+        digest: str,
+        gateway_id: str,
+        window_ms: int,
+        max_waiting: int,
+        max_waiting_tokens: int = UNBOUNDED,
+        max_held: int = UNBOUNDED,
     ) -> Submitted:
         """Queue a generation, or attach to the one that stands under its id. With gateway_id '' nobody reads it yet.
 
-        Raises Overloaded, RequestIdReused (another digest), UnknownGeneration (another caller's).
+        Args:
+            max_waiting: jobs of the model and class that may wait, this one included.
+            max_waiting_tokens: their tokens, of prompts and outputs; a job that waits alone may have any number.
+            max_held: generations of the caller that may have no end yet, this one included.
+
+        Raises Overloaded, QuotaExceeded, RequestIdReused (another digest), UnknownGeneration (another caller's).
         """
         generation_id = job.generation_id
         answer = await self._run(
             "submit",
-            [keys.record(generation_id), keys.queue(job.model, job.job_class)],
+            [keys.record(generation_id), keys.queue(job.model, job.job_class), keys.caller(caller)],
             [
                 *(keys.TAG, generation_id, caller, digest, job.to_bytes(), gateway_id),
-                *(max_waiting, window_ms, job.stopping.max_time_ms, SLACK_MS),
+                *(window_ms, job.stopping.max_time_ms, SLACK_MS, job.num_tokens),
+                *(max_waiting, max_waiting_tokens, max_held),
             ],
         )
+        if (submitted := parse_submitted(answer, generation_id)) is not None:
+            return submitted
         match answer[0]:
-            case b"QUEUED":
-                return Submitted(generation_id, False, State.QUEUED, 0, int(answer[1]), int(answer[2]), True)
-            case b"ATTACHED":
-                state = State(answer[1].decode())
-                return Submitted(generation_id, True, state, int(answer[2]), 0, int(answer[3]), bool(answer[4]))
-            case b"OVERLOADED":
-                raise Overloaded(int(answer[1]), max_waiting, 1.0)
+            case b"WAITING":
+                raise Overloaded(int(answer[1]), max_waiting)
+            case b"TOKENS":
+                raise Overloaded(int(answer[1]), max_waiting_tokens, unit="tokens")
+            case b"HELD":
+                raise QuotaExceeded(int(answer[1]), max_held)
             case b"CONFLICT":
                 raise RequestIdReused(generation_id)
             case _:
@@ -168,11 +185,6 @@ class Broker:
                 pipe.hmget(keys.record(generation_id), "state", "T", "chain", "attempt")
             answers = await pipe.execute()
         return [parse_standing(answer) for answer in answers]
-
-    async def queue_position(self, generation_id: str) -> int | None:
-        """How many undelivered jobs stand before it; None once it is delivered."""
-        position = int(await self._run("position", [keys.record(generation_id)], []))
-        return None if position < 0 else position
 
     async def read_log(self, generation_id: str, from_position: int = 0) -> list[LogEntry]:
         """Every entry that holds a token at or after `from_position`, the marks there, and the end if there is one."""

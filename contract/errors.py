@@ -15,6 +15,7 @@ ServeError
 │   ├── NoWorker        nobody serves this model at the moment
 │   └── BrokerDown      Redis does not answer
 ├── DeadlinePassed      the caller's deadline is over
+│   └── DeadlineTooShort  it would be, before a worker began
 ├── PositionAhead       the resume point lies beyond the log
 ├── LogBehind           the log lost a tail that the caller has seen
 ├── PoisonJob           every attempt at this job ended its worker
@@ -98,8 +99,8 @@ class TurnRunning(ServeError):
 class QuotaExceeded(ServeError):
     """The caller holds as many generations as it may hold."""
 
-    def __init__(self, held: int, allowed: int, retry_after_s: float) -> None:
-        super().__init__(f"the caller has {held} generations; {allowed} are allowed")
+    def __init__(self, held: int, allowed: int, retry_after_s: float = 1.0) -> None:
+        super().__init__(f"the caller has {held} generations that have not ended; {allowed} are allowed")
         self.retry_after_s = retry_after_s
 
 
@@ -112,10 +113,17 @@ class Unavailable(ServeError):
 
 
 class Overloaded(Unavailable):
-    """The model's queue is full."""
+    """A queue is full: the model's, or what this gateway may have waiting. Whoever measures sets `retry_after_s`."""
 
-    def __init__(self, waiting: int, bound: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} requests are waiting for this model; {bound} may wait", retry_after_s)
+    def __init__(
+        self,
+        waiting: int,
+        bound: int,
+        retry_after_s: float = 1.0,
+        unit: str = "requests",
+        where: str = "for this model",
+    ) -> None:
+        super().__init__(f"{waiting} {unit} are waiting {where}; {bound} may wait", retry_after_s)
 
 
 class Draining(Unavailable):
@@ -144,6 +152,14 @@ class DeadlinePassed(ServeError):
 
     def __init__(self, where: str) -> None:
         super().__init__(f"the deadline passed {where}")
+
+
+class DeadlineTooShort(DeadlinePassed):
+    """Nothing was queued: the wait alone would outlast the deadline."""
+
+    def __init__(self, wait_s: float, left_s: float) -> None:
+        ServeError.__init__(self, f"the queue takes about {wait_s:.1f} s, and the deadline leaves {left_s:.1f} s")
+        self.estimated_wait_ms = round(wait_s * 1000)
 
 
 class PositionAhead(ServeError):

@@ -4,6 +4,7 @@ All keys of one generation share the hash tag `{k}` (k is the shard, 0 <= k < S;
 may touch its record, log, queue and inboxes, on a cluster too. ARCHITECTURE.md has the table with owners and lifetimes.
 """
 
+import hashlib
 import secrets
 
 SHARDS = 1
@@ -45,6 +46,11 @@ def record(generation_id: str) -> str:
 def log(generation_id: str) -> str:
     """Stream: the token log of one generation, the truth."""
     return f"{TAG}:log:{generation_id}"
+
+
+def caller(name: str) -> str:
+    """Sorted set: the generations of one caller that have not ended, by when their records expire."""
+    return f"{TAG}:caller:{hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()}"
 
 
 def queue(model: str, job_class: str) -> str:

@@ -87,6 +87,11 @@ class Job:
         return self.sampling.n
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that it may take, of prompt and outputs: what it weighs in a queue."""
+        return len(self.prompt_ids) + self.num_choices * self.stopping.max_new_tokens
+
+    @property
     def num_echoed(self) -> int:
         """Tokens at the head of a whole log that are the prompt's: the prompt once for each choice, in order."""
         return len(self.prompt_ids) * self.num_choices if self.echo else 0

@@ -24,7 +24,8 @@ class Submitted:
     attached: bool
     state: State
     num_tokens: int
-    position: int  # how many wait before it; 0 when attached
+    position: int  # how many of its class wait before it; 0 when attached
+    place: int  # what its stream's `QueueDepth.num_delivered` will be when it is next
     accepted_ms: int
     gets_rows: bool  # False: four gateways read it already, or it is finished; the log tells
 
@@ -42,6 +43,7 @@ class Record:
     job: Job
     accepted_ms: int
     window_ms: int
+    place: int
     gets_rows: bool  # whether the gateway that attached gets inbox rows; the log tells where not
 
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from contract.messages import EndReason, Job
-from contract.outcomes import Delivered, Record, RowOutcome, RowReply, Standing, State, Taken
+from contract.outcomes import Delivered, Record, RowOutcome, RowReply, Standing, State, Submitted, Taken
 
 _OUTCOMES = {b"OK": RowOutcome.OK, b"DONE": RowOutcome.DONE, b"FENCED": RowOutcome.FENCED, b"BACK": RowOutcome.BACK}
 
 
 def parse_record(answer: Sequence[Any]) -> Record:
     """What attach.lua answers."""
-    state, caller, num_tokens, chain, attempt, reason, job, accepted_ms, window_ms, gets_rows = answer
+    state, caller, num_tokens, chain, attempt, reason, job, accepted_ms, window_ms, place, gets_rows = answer
     return Record(
         state=State(state.decode()),
         caller=caller.decode(),
@@ -22,8 +22,21 @@ def parse_record(answer: Sequence[Any]) -> Record:
         job=Job.from_bytes(job),
         accepted_ms=int(accepted_ms),
         window_ms=int(window_ms),
+        place=int(place or 0),
         gets_rows=bool(gets_rows),
     )
+
+
+def parse_submitted(answer: Sequence[Any], generation_id: str) -> Submitted | None:
+    """What submit.lua answers where the generation stands; None for a refusal."""
+    if answer[0] == b"QUEUED":
+        position, place, now_ms = (int(each) for each in answer[1:])
+        return Submitted(generation_id, False, State.QUEUED, 0, position, place, now_ms, True)
+    if answer[0] == b"ATTACHED":
+        num_tokens, accepted_ms, place, gets_rows = (int(each) for each in answer[2:])
+        state = State(answer[1].decode())
+        return Submitted(generation_id, True, state, num_tokens, 0, place, accepted_ms, bool(gets_rows))
+    return None
 
 
 def parse_taken(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken:

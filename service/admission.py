@@ -1,12 +1,12 @@
 """Whether this process takes another stream: a bound while it serves, none while it drains."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from contract.errors import Draining, Unavailable
-
-RETRY_WHEN_FULL_S = 0.5
+from service.pace import Pace, Pushback
 
 
 class Admission:
@@ -15,6 +15,9 @@ class Admission:
     def __init__(self, max_streams: int) -> None:
         self._max_streams = max_streams
         self._closed = asyncio.Event()
+        self._pace = Pace()  # at which RPCs leave
+        self._last_s = 0.0  # when one last left, or the first came in
+        self._pushback = Pushback()
         self._num_inside = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -36,13 +39,18 @@ class Admission:
             raise Draining
         if self._num_inside >= self._max_streams:
             text = f"this gateway has {self._num_inside} streams; {self._max_streams} are allowed"
-            raise Unavailable(text, RETRY_WHEN_FULL_S)
+            raise Unavailable(text, self._pushback.take(self._pace.per_s, time.monotonic()))
+        if not self._num_inside:
+            self._last_s = time.monotonic()
         self._num_inside += 1
         self._emptied.clear()
         try:
             yield
         finally:
             self._num_inside -= 1
+            now_s = time.monotonic()
+            self._pace.note(1, now_s - self._last_s)
+            self._last_s = now_s
             if not self._num_inside:
                 self._emptied.set()
 

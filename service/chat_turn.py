@@ -14,7 +14,7 @@ from contract.chat import OpenTurn
 from contract.errors import BrokerDown, ServeError
 from contract.trace import extract_context
 from llamaherd.v1 import chat_pb2, common_pb2, generation_pb2
-from service import events, spans
+from service import spans
 from service.chat_session import BegunTurn, ChatSession
 from service.cursor import Resume
 from service.follow import Followed, Follower
@@ -42,8 +42,6 @@ async def say_turn(
     started_s, has_tokens = time.monotonic(), False
     finished, completed = common_pb2.ChoiceFinished(), common_pb2.Completed()
     async with _followed(session, follower, begun, resume) as followed:
-        if followed.queue_position:
-            await write(events.queued(followed.queue_position))
         while not followed.is_finished:
             for body in await followed.next_messages():
                 if body[0] == _TOKENS:

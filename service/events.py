@@ -9,6 +9,8 @@ from contract.errors import DeadlinePassed, GenerationFailed, PoisonJob, ServeEr
 from contract.messages import AttemptMark, ChoiceEnd, Ending, EndReason, Job, MalformedMessage, Times
 from llamaherd.v1 import common_pb2, generation_pb2
 
+MAX_UINT32 = 2**32 - 1
+
 _Response = generation_pb2.GenerateResponse
 
 
@@ -17,9 +19,12 @@ def accepted(job: Job) -> bytes:
     return _Response(accepted=accepted_of(job)).SerializeToString()
 
 
-def queued(position: int) -> bytes:
-    """While it waits: how many stand before it."""
-    return _Response(queued=common_pb2.Queued(position=position)).SerializeToString()
+def queued(position: int, wait_s: float | None) -> bytes:
+    """While it waits: how many stand before it, and how long that takes if it is known."""
+    message = common_pb2.Queued(position=position)
+    if wait_s is not None:
+        message.estimated_wait_ms = min(round(wait_s * 1000), MAX_UINT32)
+    return _Response(queued=message).SerializeToString()
 
 
 def started(mark: AttemptMark) -> bytes:

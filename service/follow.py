@@ -16,6 +16,7 @@ from service.relay import Relay
 from service.submit import Submitter
 from service.token_stream import RecordGone, TokenStream
 from service.validate import Call, validate
+from service.waiting import Waiting
 
 log = structlog.get_logger(__name__)
 
@@ -27,11 +28,8 @@ class Followed:
         call: what was asked for, if this RPC began the generation; then a record that is lost can be made again.
     """
 
-    def __init__(
-        self, call: Call | None, job: Job, stream: TokenStream, queue_position: int, submitter: Submitter
-    ) -> None:
+    def __init__(self, call: Call | None, job: Job, stream: TokenStream, submitter: Submitter) -> None:
         self.job = job
-        self.queue_position = queue_position
         self._call = call
         self._stream = stream
         self._submitter = submitter
@@ -82,6 +80,7 @@ class Follower:
         relay: Relay,
         submitter: Submitter,
         admission: Admission,
+        waiting: Waiting,
         *,
         max_log_bytes: int,
     ) -> None:
@@ -91,6 +90,7 @@ class Follower:
         self._relay = relay
         self._submitter = submitter
         self._admission = admission
+        self._waiting = waiting
         self._max_log_bytes = max_log_bytes
 
     @asynccontextmanager
@@ -101,13 +101,18 @@ class Follower:
         """
         with self._admission.enter():
             job = await self.check(call)
-            with self._relay.open(job.generation_id, call.caller, job) as stream:
+            with (
+                self._relay.open(job.generation_id, call.caller, job) as stream,
+                self._waiting.hold(stream, job),
+            ):
                 submitted = await self._submitter.submit(call, job, stream)
                 if submitted.attached:
                     job = await self._job_that_stands(call, job)
                     stream.attach_to(job)
+                elif submitted.position:
+                    self._waiting.tell_one(stream, job, submitted.position)
                 spans.describe_job(job)
-                yield Followed(call, job, stream, submitted.position, self._submitter)
+                yield Followed(call, job, stream, self._submitter)
 
     @asynccontextmanager
     async def attach(self, generation_id: str, caller: str, resume: Resume) -> AsyncIterator[Followed]:
@@ -120,7 +125,8 @@ class Follower:
             record = await self._submitter.attach(stream)
             stream.attach_to(record.job)
             spans.describe_job(record.job)
-            yield Followed(None, record.job, stream, 0, self._submitter)
+            with self._waiting.hold(stream, record.job, is_new=False):
+                yield Followed(None, record.job, stream, self._submitter)
 
     async def start(self, call: Call) -> Job:
         """The generation that `call` asks for, which nobody reads yet. Raises ServeError."""

@@ -26,11 +26,13 @@ from service.model_servicer import ModelServicer
 from service.models import Models
 from service.owned import OwnedCalls
 from service.prompts import MAX_REQUEST_BYTES
+from service.queues import Queues
 from service.relay import Relay
 from service.rpc import method_handlers
 from service.servicer import GenerationServicer
 from service.settings import GatewaySettings
-from service.submit import Submitter
+from service.submit import Bounds, Submitter
+from service.waiting import Waiting
 
 MAX_RECEIVE_BYTES = MAX_REQUEST_BYTES + 64 * 1024  # so that a request a little too large gets an answer of ours
 END_GRACE_S = 0.5  # for statuses of ended streams to leave
@@ -83,7 +85,11 @@ class Gateway:
         self._models = Models(broker, settings.dead_after_ms / 1000, settings.stale_after_s)
         self._relay = Relay(broker, settings.resume_wait_s)
         self._admission = Admission(settings.max_streams)
-        self._herd_view = HerdView(broker, self._models, self._admission)
+        self._queues = Queues(broker)
+        self._waiting = Waiting(
+            self._queues, max_jobs=settings.max_gateway_waiting, max_tokens=settings.max_gateway_waiting_tokens
+        )
+        self._herd_view = HerdView(broker, self._models, self._admission, self._queues)
         self._health = Health(service.full_name for service in SERVICES)
 
     async def run(self, stop: asyncio.Event, on_listening: Callable[[int], None]) -> None:
@@ -100,6 +106,7 @@ class Gateway:
                 group.create_task(self._relay.sweep(), name="sweep"),
                 group.create_task(self._relay.leaver.run(), name="leaver"),
                 group.create_task(self._models.watch(self._note_models), name="models"),
+                group.create_task(self._queues.watch(self._waiting.tell), name="queues"),
                 group.create_task(self._herd_view.watch(), name="herd-view"),
             ]
             self._add_services(server, OwnedCalls(group))
@@ -158,10 +165,15 @@ class Gateway:
         submitter = Submitter(
             self._broker,
             self._models,
+            self._queues,
             calls,
+            Bounds(
+                self._settings.max_waiting,
+                self._settings.max_waiting_tokens,
+                self._settings.max_caller_generations,
+            ),
             gateway_id=self._relay.gateway_id,
             id_key=self._settings.id_key,
-            max_waiting=self._settings.max_waiting,
         )
         follower = Follower(
             self._broker,
@@ -169,6 +181,7 @@ class Gateway:
             self._relay,
             submitter,
             self._admission,
+            self._waiting,
             max_log_bytes=self._settings.max_log_bytes,
         )
         handlers = GenerationServicer(self._broker, follower).handlers

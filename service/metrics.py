@@ -4,12 +4,13 @@ What an RPC generates is noted on the way, by the calls that describe it on its 
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from contract.broker import Broker, QueueDepth
+from contract.broker import Broker
 from contract.errors import BrokerDown
 from contract.messages import Ending, EndReason, Job
 from service.admission import Admission
@@ -18,6 +19,7 @@ from telemetry.metrics import Labels, Reading, counter, histogram, observe
 
 if TYPE_CHECKING:
     from service.models import Models
+    from service.queues import Queues
 
 POLL_S = 1.0
 
@@ -128,11 +130,11 @@ def count_redis_outage() -> None:
 class HerdView:
     """What this gateway sees of the herd, kept for whoever asks for the metrics."""
 
-    def __init__(self, broker: Broker, models: "Models", admission: Admission) -> None:
+    def __init__(self, broker: Broker, models: "Models", admission: Admission, queues: "Queues") -> None:
         self._broker = broker
         self._models = models
         self._admission = admission
-        self._depths: Mapping[tuple[str, str], QueueDepth] = {}
+        self._queues = queues
         self._num_dead = 0
 
     async def watch(self) -> None:
@@ -145,20 +147,17 @@ class HerdView:
         observe(names.LIVE_WORKERS, self._read_workers)
         observe(names.DEAD_LETTERS, lambda: [(self._num_dead, {})])
         while True:
-            try:
-                self._depths = await self._broker.queue_depths(await self._broker.models())
+            with suppress(BrokerDown):  # told by service.models
                 self._num_dead = await self._broker.num_dead()
-            except BrokerDown:
-                pass  # told by service.models
             await asyncio.sleep(POLL_S)
 
     def _read_depths(self) -> Iterable[Reading]:
-        for (model, job_class), depth in self._depths.items():
+        for (model, job_class), depth in self._queues.depths.items():
             yield depth.num_waiting, {names.ATTR_REQUEST_MODEL: model, names.ATTR_PRIORITY: job_class}
 
     def _read_workers(self) -> Iterable[Reading]:
         live = self._models.live
-        models: set[str] = {model for model, _ in self._depths} | live.keys()
+        models: set[str] = {model for model, _ in self._queues.depths} | live.keys()
         for model in models:
             labels: Labels = {names.ATTR_REQUEST_MODEL: model}
             yield live.get(model, 0), labels

@@ -42,7 +42,7 @@ class GenerationServicer:
         """Stream a generation. Everything that came since the last write goes out in one message of tokens."""
         started_s = time.monotonic()
         spans.describe_operation(is_chat=request.spec.HasField("chat"), is_stream=True)
-        async with self._follower.follow(_call_of(request)) as followed:
+        async with self._follower.follow(_call_of(request, context)) as followed:
             await _write_all(followed, context, started_s)
 
     async def attach(self, request: generation_pb2.AttachRequest, context: Context) -> None:
@@ -59,7 +59,7 @@ class GenerationServicer:
         self, request: generation_pb2.SubmitGenerationRequest, context: Context
     ) -> generation_pb2.SubmitGenerationResponse:
         """Start a generation for somebody to read later; its duration is none of a generation, so none is counted."""
-        job = await self._follower.start(replace(_call_of(request), is_unread=True))
+        job = await self._follower.start(replace(_call_of(request, context), is_unread=True))
         return generation_pb2.SubmitGenerationResponse(accepted=events.accepted_of(job))
 
     async def complete(
@@ -69,7 +69,7 @@ class GenerationServicer:
         spans.describe_operation(is_chat=request.spec.HasField("chat"), is_stream=False)
         tokens: list[common_pb2.Token] = []
         finishes: list[common_pb2.ChoiceFinished] = []
-        async with self._follower.follow(_call_of(request)) as followed:
+        async with self._follower.follow(_call_of(request, context)) as followed:
             while not followed.is_finished:
                 for body in await followed.next_messages():
                     message = generation_pb2.GenerateResponse.FromString(body)
@@ -123,8 +123,6 @@ class GenerationServicer:
 async def _write_all(followed: Followed, context: Context, started_s: float) -> None:
     """Every message up to the end. Raises the error that the generation ended with."""
     await context.write(followed.accepted())
-    if followed.queue_position:
-        await context.write(events.queued(followed.queue_position))
     has_tokens = False
     while not followed.is_finished:
         for message in await followed.next_messages():
@@ -137,8 +135,15 @@ async def _write_all(followed: Followed, context: Context, started_s: float) -> 
 
 def _call_of(
     request: generation_pb2.GenerateRequest | generation_pb2.CompleteRequest | generation_pb2.SubmitGenerationRequest,
+    context: Context,
 ) -> Call:
-    return Call(ANONYMOUS, request.spec, request.request_id if request.HasField("request_id") else None)
+    left_s = context.time_remaining()
+    return Call(
+        ANONYMOUS,
+        request.spec,
+        request.request_id if request.HasField("request_id") else None,
+        ends_s=None if left_s is None else time.monotonic() + left_s,
+    )
 
 
 def _checked(generation_id: str) -> str:

@@ -28,6 +28,18 @@ class GatewaySettings(BaseSettings):
         description="key of the hash from (caller, request_id) to generation id; the same at every gateway of a herd",
     )
     max_waiting: int = Field(default=1024, ge=1, description="generations of one model and class that may wait")
+    max_waiting_tokens: int = Field(
+        default=1 << 22, ge=1, description="tokens of their prompts and outputs that may wait; one alone may have more"
+    )
+    max_caller_generations: int = Field(
+        default=16384,
+        ge=1,
+        description="generations of one caller that have not ended; without keys all callers are one",
+    )
+    max_gateway_waiting: int = Field(default=2048, ge=1, description="generations that may wait at this process")
+    max_gateway_waiting_tokens: int = Field(
+        default=1 << 23, ge=1, description="tokens of their prompts and outputs that may wait at this process"
+    )
     max_streams: int = Field(default=4096, ge=1, description="generations this process may have readers of")
     max_log_bytes: int = Field(
         default=16 << 20,

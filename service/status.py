@@ -63,6 +63,7 @@ TABLE: Mapping[type[ServeError], Row] = {
     errors.NoWorker: Row(_CODE.UNAVAILABLE, "NO_WORKER"),
     errors.BrokerDown: Row(_CODE.UNAVAILABLE, "BROKER_DOWN"),
     errors.DeadlinePassed: Row(_CODE.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
+    errors.DeadlineTooShort: Row(_CODE.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", _attribute("estimated_wait_ms")),
     errors.PositionAhead: Row(_CODE.OUT_OF_RANGE, "POSITION_AHEAD", _attribute("num_tokens")),
     errors.LogBehind: Row(_CODE.DATA_LOSS, "LOG_BEHIND"),
     errors.PoisonJob: Row(_CODE.INTERNAL, "POISON_JOB", _attribute("attempts")),

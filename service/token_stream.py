@@ -7,6 +7,7 @@ from typing import Any
 from contract.broker import Standing, State
 from contract.errors import LogBehind, PositionAhead, ServeError
 from contract.messages import Job, LogEntry, MalformedMessage
+from service import events
 from service.cursor import FROM_START, BeyondEnd, Cursor, Disagreement, MissingMark, Piece, Place, Resume
 from service.metrics import count_sent_tokens
 
@@ -32,6 +33,7 @@ class TokenStream:
         last_news_s: when something last came (monotonic clock); a silent stream compares itself with the record.
         deadline_ms: when the generation must have ended, on Redis' clock; 0 is not known.
         gets_rows: whether the inbox brings this generation's rows; where not, the log is polled.
+        place: where it stands in its queue, as its submission told; None once it is known to be in none.
         submission: the call that makes this gateway a reader, once begun; whatever becomes of it, we have to leave.
     """
 
@@ -51,6 +53,7 @@ class TokenStream:
         self.last_news_s = now_s
         self.deadline_ms = 0
         self.gets_rows = True
+        self.place: int | None = None
         self.submission: asyncio.Future[Any] | None = None
         self.cursor = Cursor(job, resume)
         self._read_log = read_log
@@ -62,6 +65,8 @@ class TokenStream:
         self._needs_fill = job is None  # then it is attached to, and reads the log first
         self._misses_mark = False
         self._error: Exception | None = None
+        self._told_place: tuple[int, float | None] | None = None
+        self._notice = b""  # of its place in the queue, not yet given out
         self._news = asyncio.Event()
 
     @property
@@ -73,6 +78,11 @@ class TokenStream:
     def num_sent(self) -> int:
         """Tokens given out."""
         return max(0, self._sent.position - self.cursor.resume.position)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no worker has begun, as far as is known here."""
+        return self.cursor.attempt == 0 and self.cursor.ending is None
 
     @property
     def num_held(self) -> int:
@@ -94,8 +104,11 @@ class TokenStream:
                 raise self._error
             if self._needs_fill:
                 await self._fill()
+            notice, self._notice = self._notice, b""
             if self._buffer or self.cursor.ending is not None:
                 return self._drain()
+            if notice and self.is_waiting:
+                return [notice]
             if not self._needs_fill:
                 self._news.clear()
                 await self._await_news()
@@ -138,6 +151,16 @@ class TokenStream:
             self.cursor.chain,
         ):
             self.request_fill()
+
+    def tell_place(self, num_ahead: int, wait_s: float | None) -> None:
+        """So many jobs go before it, which takes about so long. The reader is told where that is news."""
+        if self._told_place is not None:
+            told_ahead, told_wait_s = self._told_place
+            if told_ahead == num_ahead and not _differs(told_wait_s, wait_s):
+                return
+        self._told_place = (num_ahead, wait_s)
+        self._notice = events.queued(num_ahead, wait_s)
+        self._news.set()
 
     def fail(self, error: Exception) -> None:
         """End the stream with `error`, now."""
@@ -238,6 +261,13 @@ class TokenStream:
         count_sent_tokens(self.num_sent - num_sent)
         self._clear_buffer()
         return messages
+
+
+def _differs(old_s: float | None, new_s: float | None) -> bool:
+    """Whether a wait is worth another message: by more than a quarter."""
+    if old_s is None or new_s is None:
+        return old_s is not new_s
+    return abs(new_s - old_s) > max(0.1, 0.25 * max(old_s, new_s))
 
 
 def _join(pieces: Sequence[Piece]) -> list[bytes]:

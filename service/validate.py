@@ -38,6 +38,7 @@ class Call:
     request_id: str | None
     is_unread: bool = False  # it begins without a reader
     generation_id: str | None = None  # one that was chosen, and kept, before
+    ends_s: float | None = None  # the RPC's deadline, on this process' monotonic clock
 
     @property
     def window_ms(self) -> int:

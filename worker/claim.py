@@ -17,7 +17,7 @@ from worker.take import Taker
 
 BLOCK_MS = 250
 ADOPTED_TOGETHER = 4  # so that all workers that a wake reaches share what a dead one held, and its prefill
-LOWEST_FIRST_EVERY = 8  # sweeps: no class starves
+LOWER_FIRST_EVERY = 8  # sweeps: no class starves
 
 
 class Claimer:
@@ -112,8 +112,7 @@ class Claimer:
     async def _sweep(self) -> bool:
         """Read the first class that has waiting jobs, without blocking; whether there was one."""
         self._num_sweeps += 1
-        lowest_first = self._num_sweeps % LOWEST_FIRST_EVERY == 0
-        for job_class in reversed(keys.CLASSES) if lowest_first else keys.CLASSES:
+        for job_class in class_order(self._num_sweeps):
             if not self._has_room():
                 return False
             if entries := await self._read(job_class, count=self._holdings.num_free, block_ms=0):
@@ -148,3 +147,13 @@ class Claimer:
             await self._taker.take(entry)
         else:  # several blocking reads came back at once
             await self._taker.hand_back(entry)
+
+
+def class_order(sweep: int) -> tuple[str, ...]:
+    """In which order a sweep looks at the classes: every eighth begins with a lower one, each of those in turn.
+
+    Were it always the lowest, a flood of the lowest and the highest would starve those between.
+    """
+    turn, ordinary = divmod(sweep, LOWER_FIRST_EVERY)
+    first = 0 if ordinary else 1 + turn % (len(keys.CLASSES) - 1)
+    return keys.CLASSES[first:] + keys.CLASSES[:first]

@@ -14,6 +14,8 @@ end
 
 local function num(x) return tonumber(x) or 0 end
 
+local function caller_key(tag, caller) return tag .. ':caller:' .. redis.sha1hex(caller or '') end
+
 -- Rows for the inboxes of this call: gateway -> {kind .. id, value, ...}. A call puts one row of a kind for a generation,
 -- so no field stands twice in an entry (clients read an entry's fields into a map).
 local function put(box, readers, kind, id, value)
@@ -47,10 +49,11 @@ end
 local function close(tag, id, reason, body, err, box)
   local gen, log = tag .. ':gen:' .. id, tag .. ':log:' .. id
   local m = redis.call('HMGET', gen, 'T', 'q', 'entry', 'readers', 'attempt', 'accepted_ms', 'taken_ms', 'first_ms',
-    'last_ms', 'window', 'chain')
+    'last_ms', 'window', 'chain', 'caller')
   local times = string.format('%.0f %.0f %.0f %.0f %.0f', num(m[6]), num(m[7]), num(m[8]), num(m[9]), now_ms())
   redis.call('XADD', log, MAX_ID, 'e', reason, 'T', m[1], 'b', body, 'a', m[5], 'm', times, 'r', err)
   redis.call('HSET', gen, 'state', 'finished', 'reason', reason, 'owner', '', 'lease', '')
+  redis.call('ZREM', caller_key(tag, m[12]), id)
   if redis.call('XACK', m[2], GROUP, m[3]) == 1 then redis.call('XDEL', m[2], m[3]) end
   local keep = math.max(num(m[10]), KEEP_MS)
   redis.call('PEXPIRE', gen, keep)
@@ -101,6 +104,26 @@ local function without(names, gone)
     if name ~= gone then left[#left + 1] = name end
   end
   return left
+end
+
+-- What XINFO says of the workers' group, by name; nil if there is no such stream or group.
+local function group_of(q)
+  local groups = redis.pcall('XINFO', 'GROUPS', q)
+  if groups.err then return nil end
+  for _, flat in ipairs(groups) do
+    local group = {}
+    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+    if group['name'] == GROUP then return group end
+  end
+  return nil
+end
+
+-- One field of a stream's entry, as a number; 0 without it.
+local function number_in(entry, name)
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == name then return num(entry[2][i + 1]) end
+  end
+  return 0
 end
 
 -- At most four gateways get rows. Further ones, `pollers`, read the log; each takes the place of a reader that leaves,

@@ -88,6 +88,14 @@ ENDS = (ChoiceEnd(choice=0, reason="STOP_STRING", num_tokens=2, stop_string="ä"
 ERROR = "engine error | 3 ü"
 
 
+# What today's scripts write beside what is recorded; processes of the recorded version pass over it.
+_PLACE = {"place": "0"}
+ADDED: dict[str, dict[str, str]] = {
+    "queue_entry": {"t": "67", "c": "67"},
+    **dict.fromkeys(("record_queued", "record_running", "record_finished"), _PLACE),
+}
+
+
 async def play(rig: Rig) -> dict[str, Any]:
     """Every message once; bytes as Latin-1 text, times as TIME_MS."""
     recorded: dict[str, Any] = {}

@@ -72,7 +72,6 @@ async def test_every_call_says_that_the_server_is_gone(own_rig: Rig, own_server:
         broker.cancel(generation_id, caller=CALLER),
         broker.expire(generation_id),
         broker.standings([generation_id]),
-        broker.queue_position(generation_id),
         broker.read_log(generation_id),
         broker.gateway_beat(GATEWAY),
         broker.gateway_gone(GATEWAY),
@@ -173,8 +172,8 @@ async def test_a_cancelled_read_ends_and_leaves_the_pool_usable(rig: Rig) -> Non
             read.cancel()
         outcomes = await asyncio.gather(*reads, return_exceptions=True)
         assert all(isinstance(each, asyncio.CancelledError) for each in outcomes)
-        calls = [rig.broker.queue_position(keys.new_generation_id()), rig.broker.leases(["x"]), rig.broker.models()]
-        assert await asyncio.gather(*calls) == [None, [("", False)], {MODEL: "bundle-digest"}]
+        calls = [rig.broker.num_dead(), rig.broker.leases(["x"]), rig.broker.models()]
+        assert await asyncio.gather(*calls) == [0, [("", False)], {MODEL: "bundle-digest"}]
 
 
 async def test_a_cancelled_step_can_be_repeated(rig: Rig) -> None:

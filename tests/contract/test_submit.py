@@ -4,7 +4,7 @@ import pytest
 
 from contract import keys
 from contract.broker import NotTaken, State, new_lease
-from contract.errors import Overloaded, RequestIdReused, UnknownGeneration
+from contract.errors import Overloaded, QuotaExceeded, RequestIdReused, UnknownGeneration
 from contract.messages import EndReason
 from tests.contract.rig import CALLER, CLASS, GATEWAY, MODEL, QUEUE, WORKER, Rig, Text
 
@@ -76,23 +76,70 @@ async def test_the_queue_is_made_if_it_is_gone(rig: Rig) -> None:
     await rig.deliver()
 
 
-async def test_the_position_counts_what_waits_before(rig: Rig) -> None:
-    """It falls as others are delivered, and is None once the job is delivered, and for an unknown id."""
-    ids = [(await rig.submit()).generation_id for _ in range(3)]
-    assert [await rig.broker.queue_position(each) for each in ids] == [0, 1, 2]
-    await rig.deliver()
-    assert [await rig.broker.queue_position(each) for each in ids] == [None, 0, 1]
+async def test_a_place_minus_what_was_delivered_is_the_position(rig: Rig) -> None:
+    """So one look at the queue tells it for every job that waits; also where entries were delivered and deleted."""
+    first = await rig.submit()
     [entry] = await rig.deliver()
-    await rig.take(entry)
-    assert [await rig.broker.queue_position(each) for each in ids] == [None, None, 0]
-    assert await rig.broker.queue_position(keys.new_generation_id()) is None
+    taken = await rig.take(entry)
+    await rig.step(Text(first.generation_id).last_row(taken.lease, 0, 1))
+    waiting = [await rig.submit() for _ in range(3)]
+    assert [each.position for each in waiting] == [0, 1, 2]
+    for num_gone in range(3):
+        num_delivered = (await rig.broker.queue_depths([MODEL]))[MODEL, CLASS].num_delivered
+        assert [each.place - num_delivered for each in waiting] == [-num_gone, 1 - num_gone, 2 - num_gone]
+        await rig.deliver()
 
 
-async def test_the_submitted_position_is_the_position(rig: Rig) -> None:
-    """What submit answers is what queue_position would."""
+async def test_whoever_attaches_learns_the_place(rig: Rig) -> None:
+    """By the id, or by the same request again."""
     await rig.submit()
-    submitted = await rig.submit()
-    assert submitted.position == await rig.broker.queue_position(submitted.generation_id) == 1
+    second = await rig.submit()
+    record = await rig.broker.attach(second.generation_id, caller=CALLER, gateway_id=GATEWAY)
+    assert record.place == (await rig.submit(second.generation_id)).place == second.place == 1
+
+
+async def test_tokens_that_wait_are_bounded(rig: Rig) -> None:
+    """Of prompts and outputs together (66 each here); what is delivered waits no more, deleted or not."""
+    for _ in range(3):
+        await rig.submit(max_waiting_tokens=200)
+    with pytest.raises(Overloaded, match="198 tokens are waiting for this model; 263 may wait"):
+        await rig.submit(max_waiting_tokens=263)
+    assert not (await rig.submit(max_waiting_tokens=264)).attached
+    [first, _] = await rig.deliver(count=2)
+    taken = await rig.take(first)
+    await rig.step(Text(first.generation_id).last_row(taken.lease, 0, 1))
+    with pytest.raises(Overloaded, match="132 tokens"):
+        await rig.submit(max_waiting_tokens=197)
+    assert not (await rig.submit(max_waiting_tokens=198)).attached
+    await rig.deliver(count=3)
+    assert not (await rig.submit(max_waiting_tokens=1)).attached, "one that waits alone may have any number"
+
+
+async def test_a_caller_holds_so_many_and_no_more(rig: Rig) -> None:
+    """Counted until each has ended, in whatever way; another caller is not concerned; a repeated call adds nothing."""
+    first, second = await rig.submit(max_held=2), await rig.submit(max_held=2)
+    with pytest.raises(QuotaExceeded, match="2 generations that have not ended; 2 are allowed"):
+        await rig.submit(max_held=2)
+    assert (await rig.submit(second.generation_id, max_held=2)).attached
+    assert not (await rig.submit(max_held=2, caller="caller-b")).attached
+    await rig.broker.cancel(first.generation_id, caller=CALLER)
+    third = await rig.submit(max_held=2)
+    assert await rig.client.zcard(keys.caller(CALLER)) == 2
+    entries = {entry.generation_id: entry for entry in await rig.deliver(count=4)}
+    taken = await rig.take(entries[second.generation_id])
+    await rig.step(Text(second.generation_id).last_row(taken.lease, 0, 1))
+    await rig.rewrite(third.generation_id, deadline=1)
+    assert await rig.broker.expire(third.generation_id)
+    assert await rig.client.zcard(keys.caller(CALLER)) == 0
+
+
+async def test_a_record_that_expired_is_held_by_nobody(rig: Rig) -> None:
+    """The server forgot it without an end."""
+    await rig.submit(max_held=1)
+    await rig.client.zadd(
+        keys.caller(CALLER), {member: 1 async for member, _ in rig.client.zscan_iter(keys.caller(CALLER))}
+    )
+    assert not (await rig.submit(max_held=1)).attached
 
 
 async def test_the_lag_of_the_group_stays_known(rig: Rig) -> None:

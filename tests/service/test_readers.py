@@ -1,14 +1,27 @@
 """Readers that are slow, that share a generation, that come back, or that go away."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import grpc
+import pytest
 
 from contract.broker import Broker, StepRow
 from contract.messages import ChoiceEnd, EndReason, LogEntry, TokenRow
 from llamaherd.v1 import generation_pb2
 from service.token_stream import MAX_BUFFER_BYTES, MAX_MESSAGE_BYTES, TokenStream
-from tests.service.gateways import Received, RunningGateway, error_of, open_stream, prompt, read_rest, read_until
+from tests.redis_server import RunningServer
+from tests.service.conftest import is_serving
+from tests.service.gateways import (
+    Received,
+    RunningGateway,
+    error_of,
+    open_stream,
+    prompt,
+    read_rest,
+    read_until,
+    running_gateway,
+)
 from tests.service.scripted_worker import ScriptedWorker, Work
 from tests.until import until
 
@@ -183,11 +196,19 @@ async def test_a_complete_that_is_given_up_cancels_too(gateway: RunningGateway, 
     await work.finish(EndReason.CANCELLED, [ChoiceEnd(0, "CANCELLED", len(work.tokens))])
 
 
+@pytest.fixture
+async def fresh(valkey: RunningServer, worker: ScriptedWorker) -> AsyncIterator[RunningGateway]:
+    """A gateway that has measured no drain yet, so it refuses no deadline as too short."""
+    async with running_gateway(valkey.url) as gateway:
+        await until(lambda: is_serving(gateway), what="the gateway sees the worker")
+        yield gateway
+
+
 async def test_an_rpc_deadline_ends_the_stream_and_the_generation(
-    gateway: RunningGateway, worker: ScriptedWorker
+    fresh: RunningGateway, worker: ScriptedWorker
 ) -> None:
     """DEADLINE_EXCEEDED, and the worker is told to stop."""
-    call, received = await open_stream(gateway, prompt(), timeout_s=0.5)
+    call, received = await open_stream(fresh, prompt(), timeout_s=3.0)
     work = await worker.take(received.generation_id)
     await work.say("a")
     error = await error_of(call, received)
@@ -198,13 +219,11 @@ async def test_an_rpc_deadline_ends_the_stream_and_the_generation(
     await work.finish(EndReason.CANCELLED)
 
 
-async def test_a_generation_past_its_deadline_is_closed(
-    gateway: RunningGateway, worker: ScriptedWorker, broker: Broker
-) -> None:
+async def test_a_generation_past_its_deadline_is_closed(fresh: RunningGateway, broker: Broker) -> None:
     """Its worker does not, so the gateway does, and the stream ends with the typed error."""
     request = prompt()
     request.spec.stopping.max_time_ms = 1
-    call, received = await open_stream(gateway, request)
+    call, received = await open_stream(fresh, request)
     error = await error_of(call, received)
 
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED

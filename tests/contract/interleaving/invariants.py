@@ -7,7 +7,7 @@ from contract.log_entries import parse_log_entry
 from contract.messages import CHAIN_START, AttemptMark, Ending, LogEntry, TokenRow, decode_tokens, extend_chain
 from tests.contract.interleaving.gateway import Stream
 from tests.contract.interleaving.wire import Violation
-from tests.contract.rig import MODEL
+from tests.contract.rig import CALLER, MODEL
 
 QUEUES = [keys.queue(MODEL, job_class) for job_class in keys.CLASSES]
 LASTING = (keys.META, keys.DEAD, f"{keys.TAG}:q:")
@@ -30,12 +30,15 @@ async def check(client: Any, streams: list[Stream]) -> None:
             pipe.pttl(keys.record(stream.generation_id))
             pipe.pttl(keys.log(stream.generation_id))
         answers = await pipe.execute()
+    held = {member.decode() for member in await client.zrange(keys.caller(CALLER), 0, -1)}
     for number, stream in enumerate(streams):
         raw, entries, record_ms, log_ms = answers[4 * number : 4 * number + 4]
         record = {k.decode(): v.decode() for k, v in raw.items()}
         if record:  # a submit whose call was lost has made none yet
             logged = _check_log(stream.generation_id, record, entries)
             _check_owner(record, owners, queued)
+            is_held = stream.generation_id in held
+            _expect(is_held == (record["state"] != "finished"), 2, f"counted for its caller: {is_held}, {record}")
             _expect(record_ms > 0 and (log_ms > 0 or not entries), 7, f"lives for ever: {record}")
             if not stream.may_be_behind:
                 is_prefix = logged[: len(stream.tokens)] == stream.tokens
