@@ -49,7 +49,7 @@ def test_knobs_go_where_they_belong() -> None:
         output=common_pb2.OutputOptions(logprobs=True),
     )
     with pytest.raises(TypeError, match="heat"):
-        build_spec("x", {"heat": 1})  # type: ignore[typeddict-unknown-key]  # that is the point
+        build_spec("x", {"heat": 1})  # type: ignore[arg-type]  # that is the point
 
 
 def test_every_reason_of_the_service_has_its_error() -> None:

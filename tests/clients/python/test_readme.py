@@ -30,4 +30,4 @@ def test_an_example_runs(example: str, herd_up: HerdProcess) -> None:
 
 def test_there_are_examples() -> None:
     """The pattern finds them."""
-    assert len(EXAMPLES) == README.count("```python") >= 7
+    assert len(EXAMPLES) == README.count("```python") >= 8

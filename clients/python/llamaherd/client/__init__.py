@@ -2,6 +2,7 @@
 
 - `spec.py`        arguments to a GenerationSpec
 - `calls.py`       each method as the call it makes
+- `chat.py`        a conversation, and each of its turns as something to read
 - `methods.py`     the methods, bound to both clients
 - `resume.py`      one generation over many calls: what was read, what to ask for next
 - `tries.py`       whether, when and where to try again
@@ -11,7 +12,7 @@
 - `sync.py`, `aio.py`  the I/O, and nothing else
 """
 
-from llamaherd.client.aio import AsyncClient, AsyncStream
+from llamaherd.client.aio import AsyncChat, AsyncClient, AsyncStream
 from llamaherd.client.connection import Tls
 from llamaherd.client.deltas import Delta
 from llamaherd.client.errors import (
@@ -42,14 +43,17 @@ from llamaherd.client.errors import (
     UnknownModel,
     UnknownSession,
 )
-from llamaherd.client.spec import Input, Knobs, assistant, system, user
-from llamaherd.client.sync import Client, Stream
+from llamaherd.client.spec import ChatKnobs, Input, Knobs, assistant, system, user
+from llamaherd.client.sync import Chat, Client, Stream
 
 __all__ = [
+    "AsyncChat",
     "AsyncClient",
     "AsyncStream",
     "BrokerDown",
     "Cancelled",
+    "Chat",
+    "ChatKnobs",
     "Client",
     "ConnectionBroken",
     "DataLoss",

@@ -2,19 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, Self, TypeVar
 
 import grpc
 
-from llamaherd.client import calls
 from llamaherd.client.calls import StreamCall, UnaryCall, serialize
+from llamaherd.client.chat import ChatCall, ChatFacts, Conversation, answered
 from llamaherd.client.connection import DEFAULT_ADDRESS, Connections, Metadata, Tls, connections
 from llamaherd.client.deltas import Delta, StreamFacts, deltas_of
 from llamaherd.client.errors import HerdError, closed, typed
 from llamaherd.client.methods import Methods
-from llamaherd.client.resume import Response
+from llamaherd.client.resume import Response, StreamRequest
 from llamaherd.client.trace import trace_metadata
 from llamaherd.client.tries import Targets, Tries
 
@@ -61,18 +61,38 @@ class AsyncClient(Methods):
 
     async def answer(self, call: UnaryCall[Answer]) -> Answer:
         """Make a call, again where that is right. Raises HerdError."""
-        tries = self.tries(call.timeout_s)
-        metadata = self.metadata()
-        while True:
-            method = self.channel(tries).unary_unary(call.path, serialize, call.parse)
+
+        async def ask(channel: grpc.aio.Channel, timeout_s: float | None, metadata: Metadata) -> Answer:
+            method = channel.unary_unary(call.path, serialize, call.parse)
+            return await method(call.request, timeout=timeout_s, metadata=metadata)
+
+        return await self._until_answered(ask, self.tries(call.timeout_s))
+
+    async def converse(self, call: ChatCall[Answer]) -> Answer:
+        """Say all of a chat's messages; the answer to the first. Raises HerdError."""
+
+        async def ask(channel: grpc.aio.Channel, timeout_s: float | None, metadata: Metadata) -> Answer:
+            rpc = channel.stream_stream(call.path, serialize, call.parse)(
+                iter(call.requests), timeout=timeout_s, metadata=metadata
+            )
             try:
-                return await method(call.request, timeout=tries.remaining_s(), metadata=metadata)
-            except grpc.aio.AioRpcError as error:
-                await asyncio.sleep(tries.failed(typed(error)))
+                answer = await anext(aiter(rpc), None)
+                if len(call.requests) > 1:
+                    async for _ in rpc:  # its end says that all of them were taken
+                        pass
+            finally:
+                rpc.cancel()
+            return answered(answer)
+
+        return await self._until_answered(ask, self.tries(None))
 
     def stream(self, call: StreamCall) -> "AsyncStream":
         """The stream of a generation, not yet begun."""
         return AsyncStream(self, call)
+
+    def conversation(self, conversation: Conversation) -> "AsyncChat":
+        """A conversation, not yet opened."""
+        return AsyncChat(self, conversation)
 
     def tries(self, timeout_s: float | None) -> Tries:
         """The attempts at a call that begins now."""
@@ -90,11 +110,22 @@ class AsyncClient(Methods):
         """What goes with a call that the current span makes."""
         return (*self._reach.metadata, *trace_metadata())
 
-    def finish_later(self, last_words: Coroutine[Any, Any, None]) -> None:
+    def finish(self, last_words: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run what a reader that was cancelled cannot await; `close` waits for it."""
         task = asyncio.get_running_loop().create_task(last_words)
         self._last_words.add(task)
         task.add_done_callback(self._last_words.discard)
+        return task
+
+    async def _until_answered(
+        self, ask: Callable[[grpc.aio.Channel, float | None, Metadata], Awaitable[Answer]], tries: Tries
+    ) -> Answer:
+        metadata = self.metadata()
+        while True:
+            try:
+                return await ask(self.channel(tries), tries.remaining_s(), metadata)
+            except (grpc.aio.AioRpcError, HerdError) as error:
+                await asyncio.sleep(tries.failed(typed(error)))
 
 
 class AsyncStream(StreamFacts):
@@ -104,9 +135,12 @@ class AsyncStream(StreamFacts):
     when the block is left.
     """
 
-    def __init__(self, client: AsyncClient, call: StreamCall) -> None:
+    def __init__(self, client: AsyncClient, call: StreamCall, after: "AsyncStream | None" = None) -> None:
         super().__init__(call.reading)
+        self._after = after  # of a conversation: the turn before, which has to be ended first
         self._client = client
+        self._call = call
+        self._farewell: asyncio.Task[None] | None = None
         self._tries = client.tries(call.timeout_s)
         self._metadata = client.metadata()
 
@@ -125,6 +159,8 @@ class AsyncStream(StreamFacts):
     async def messages(self) -> AsyncGenerator[Response, None]:
         """The service's own messages instead of deltas, each once: `accepted` first, `completed` last."""
         try:
+            if self._after is not None:
+                await self._after.close()
             while self._reading.goes_on:
                 async with aclosing(self._attempt()) as attempt:
                     async for message in attempt:
@@ -133,27 +169,39 @@ class AsyncStream(StreamFacts):
             self._reading.leave()
             raise
         except BaseException:  # the reader has left, by `break` or by being cancelled: an await may not come back
-            self._client.finish_later(self.close())
+            self._begin_farewell()
             raise
 
     async def close(self) -> None:
         """Leave; returns once the service knows, within a few seconds at most."""
-        if not self._reading.leave():
-            return
+        self._begin_farewell()
+        if self._farewell is not None:
+            await asyncio.shield(self._farewell)
+
+    def _begin_farewell(self) -> None:
+        """Never waits: the client runs what is to be said, and its end waits for it."""
+        if self._reading.leave():
+            self._farewell = self._client.finish(self._say_farewell())
+
+    async def _say_farewell(self) -> None:
+        farewell, answer = self._call.farewell(self._reading), None
         try:
-            generation_id = self.generation_id or (await self._client.answer(calls.find(self._reading))).generation_id
-            await self._client.answer(calls.cancel(generation_id, timeout_s=calls.CANCEL_TIMEOUT_S))
+            while True:
+                answer = await self._client.answer(farewell.send(answer))
+        except StopIteration:
+            pass
         except HerdError as error:
-            log.warning("generation was not cancelled, and ends by its resume window: %s", error)
+            log.warning("what was left could not be ended, and ends by its resume window: %s", error)
 
     async def _attempt(self) -> AsyncGenerator[Response, None]:
         """Go on by one call, as far as it comes; then wait, if there is to be another. Raises HerdError if not."""
         path, request = self._reading.next_call()
-        method = self._client.channel(self._tries).unary_stream(path, serialize, Response.FromString)
+        channel = self._client.channel(self._tries)
+        method: grpc.aio.UnaryStreamMultiCallable[StreamRequest, bytes] = channel.unary_stream(path, serialize)
         rpc = method(request, timeout=self._tries.remaining_s(), metadata=self._metadata)
         try:
-            async for message in rpc:
-                for fresh in self._reading.take(message):
+            async for body in rpc:
+                for fresh in self._reading.read(body):
                     self._tries.progressed()
                     yield fresh
             self._reading.ended()
@@ -162,6 +210,46 @@ class AsyncStream(StreamFacts):
                 await asyncio.sleep(self._tries.failed(self._reading.failed(typed(error))))
         finally:
             rpc.cancel()
+
+
+class AsyncChat(ChatFacts):
+    """As `Chat`, an asynchronous context manager; used by one task, but for `interrupt`."""
+
+    def __init__(self, client: AsyncClient, conversation: Conversation) -> None:
+        super().__init__(conversation)
+        self._client = client
+        self._turn: AsyncStream | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Begin the conversation, or go on with that of the handle."""
+        self._conversation.opened(await self._client.converse(self._conversation.opening()))
+
+    async def close(self) -> None:
+        """Interrupt the running turn, if there is one. The conversation is kept."""
+        if self._turn is not None:
+            await self._turn.close()
+
+    def send(self, content: str, *, request_id: str | None = None, timeout_s: float | None = None) -> AsyncStream:
+        """As `Chat.send`."""
+        call = self._conversation.sending(content, request_id, timeout_s)
+        self._turn = AsyncStream(self._client, call, self._turn)
+        return self._turn
+
+    async def interrupt(self, num_tokens_shown: int | None = None, *, timeout_s: float | None = None) -> bool:
+        """As `Chat.interrupt`."""
+        return await self._client.answer(self._conversation.interrupting(num_tokens_shown, timeout_s))
+
+    async def end(self) -> None:
+        """End the conversation for good; the service deletes what was said."""
+        await self.close()
+        await self._client.converse(self._conversation.ending())
 
 
 def _channel(reach: Connections, address: str) -> grpc.aio.Channel:

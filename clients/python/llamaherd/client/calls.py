@@ -4,9 +4,9 @@ The docstrings are those of `Client`'s and `AsyncClient`'s methods: `methods.py`
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 
 from google.protobuf.message import Message
 
@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 _GENERATION = "/llamaherd.v1.GenerationService/"
 _MODEL = "/llamaherd.v1.ModelService/"
 MOST_MODELS = 1000  # of one page, by the API
-CANCEL_TIMEOUT_S = 3.0  # how long leaving a stream may take
+FAREWELL_TIMEOUT_S = 3.0  # how long each call of a farewell may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,17 @@ class UnaryCall(Generic[Answer]):
     timeout_s: float | None
 
 
+Farewell = Generator[UnaryCall[Any], Any, None]
+"""The calls that end what a reader leaves behind: each is answered before the next is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamCall:
-    """A generation to read."""
+    """A generation to read, and what to call if its reader leaves it early."""
 
     reading: Reading
     timeout_s: float | None
+    farewell: Callable[[Reading], Farewell]
 
 
 def generate(
@@ -55,7 +60,7 @@ def generate(
         knobs: temperature, max_new_tokens, ...; see `Knobs`.
     """
     request = generation_pb2.GenerateRequest(spec=build_spec(prompt, knobs), request_id=request_id or _new_id())
-    return StreamCall(Reading(request), timeout_s)
+    return StreamCall(Reading(request), timeout_s, cancel_read)
 
 
 def attach(
@@ -70,7 +75,7 @@ def attach(
         chain: of the token before it (`stream.chain`); the service then proves that nothing forked, or it is DataLoss.
     """
     reading = Reading(None, generation_id=generation_id, from_position=from_position, chain=chain)
-    return StreamCall(reading, timeout_s)
+    return StreamCall(reading, timeout_s, leave_alone)
 
 
 def complete(
@@ -88,12 +93,6 @@ def submit(
     request = generation_pb2.SubmitGenerationRequest(spec=build_spec(prompt, knobs), request_id=request_id or _new_id())
     parse = generation_pb2.SubmitGenerationResponse.FromString
     return UnaryCall(_GENERATION + "SubmitGeneration", request, lambda body: parse(body).accepted, timeout_s)
-
-
-def find(reading: Reading) -> UnaryCall[common_pb2.Accepted]:
-    """The generation of a Generate call whose `accepted` was not awaited: its request_id leads there."""
-    assert reading.request is not None
-    return submit(reading.request.spec, request_id=reading.request.request_id, timeout_s=CANCEL_TIMEOUT_S)
 
 
 def get(generation_id: str, *, timeout_s: float | None = None) -> UnaryCall[generation_pb2.GetGenerationResponse]:
@@ -158,6 +157,22 @@ def count_tokens(prompt: Input, *, timeout_s: float | None = None, **knobs: Unpa
     request = model_pb2.CountTokensRequest(spec=build_spec(prompt, knobs))
     parse = model_pb2.CountTokensResponse.FromString
     return UnaryCall(_MODEL + "CountTokens", request, lambda body: parse(body).prompt_tokens, timeout_s)
+
+
+def cancel_read(reading: Reading) -> Farewell:
+    """Cancels the generation; if its `accepted` was not awaited, it is found by its request_id."""
+    generation_id = reading.generation_id
+    if not generation_id:
+        assert reading.request is not None
+        request = reading.request
+        accepted = yield submit(request.spec, request_id=request.request_id, timeout_s=FAREWELL_TIMEOUT_S)
+        generation_id = accepted.generation_id
+    yield cancel(generation_id, timeout_s=FAREWELL_TIMEOUT_S)
+
+
+def leave_alone(_: Reading) -> Farewell:
+    """Nothing: others may read it."""
+    yield from ()
 
 
 def serialize(message: Message) -> bytes:

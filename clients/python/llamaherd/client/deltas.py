@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from llamaherd.client.resume import Reading
-from llamaherd.v1 import common_pb2, generation_pb2
+from llamaherd.v1 import chat_pb2, common_pb2, generation_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +93,8 @@ class StreamFacts:
     def timings(self) -> common_pb2.Timings | None:
         """Where the time went, once everything has come."""
         return self.completed.timings if self.completed is not None else None
+
+    @property
+    def turn(self) -> chat_pb2.TurnFinished | None:
+        """Of a conversation's turn that is complete: its number, and how many of the oldest turns were left out."""
+        return self._reading.turn

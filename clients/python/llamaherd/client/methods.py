@@ -6,12 +6,13 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from llamaherd.client import calls
+from llamaherd.client import calls, chat
 from llamaherd.client.calls import StreamCall, UnaryCall
+from llamaherd.client.chat import Conversation
 
 if TYPE_CHECKING:
-    from llamaherd.client.aio import AsyncClient, AsyncStream
-    from llamaherd.client.sync import Client, Stream
+    from llamaherd.client.aio import AsyncChat, AsyncClient, AsyncStream
+    from llamaherd.client.sync import Chat, Client, Stream
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -59,8 +60,31 @@ class Streaming(Generic[Arguments]):
         return _bound(self._build, client.stream)
 
 
+class Conversing(Generic[Arguments]):
+    """A method that begins a conversation."""
+
+    def __init__(self, build: Callable[Arguments, Conversation]) -> None:
+        self._build = build
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[Arguments, Conversation]: ...
+
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[Arguments, Chat]: ...
+
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[Arguments, AsyncChat]: ...
+
+    def __get__(self, client: Client | AsyncClient | None, owner: type) -> Callable[Arguments, Any]:
+        if client is None:
+            return self._build
+        return _bound(self._build, client.conversation)
+
+
 class Methods:
     """What a client can be asked."""
+
+    chat = Conversing(chat.chat)
 
     generate = Streaming(calls.generate)
     attach = Streaming(calls.attach)

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import grpc
 
 from llamaherd.client.errors import ConnectionBroken, DataLoss, HerdError, UnknownGeneration
-from llamaherd.v1 import common_pb2, generation_pb2
+from llamaherd.v1 import chat_pb2, common_pb2, generation_pb2
 
 GENERATE = "/llamaherd.v1.GenerationService/Generate"
 ATTACH = "/llamaherd.v1.GenerationService/Attach"
 CHAIN_START = 0
 
 Response = generation_pb2.GenerateResponse
-StreamRequest = generation_pb2.GenerateRequest | generation_pb2.AttachRequest
+StreamRequest = generation_pb2.GenerateRequest | generation_pb2.AttachRequest | chat_pb2.SendTurnRequest
 
 
 def extend_chain(chain: int, choice: int, token_id: int) -> int:
@@ -51,6 +51,7 @@ class Reading:
         self.finished: dict[int, common_pb2.ChoiceFinished] = {}
         self.completed: common_pb2.Completed | None = None
         self.attempt = 0
+        self.turn: chat_pb2.TurnFinished | None = None  # of a conversation
         self._start = from_position
         self._first_chain = CHAIN_START if from_position == 0 else chain
         self._chains = array("I")  # after each token taken
@@ -87,6 +88,10 @@ class Reading:
         return ATTACH, generation_pb2.AttachRequest(
             generation_id=self.generation_id, from_position=self.position, chain=chain
         )
+
+    def read(self, body: bytes) -> Sequence[Response]:
+        """What a serialized response of the call at hand adds; as `take`."""
+        return self.take(Response.FromString(body))
 
     def take(self, response: Response) -> Sequence[Response]:
         """What the response adds: nothing if all of it was given out before.

@@ -9,16 +9,13 @@ Input = str | Sequence[common_pb2.ChatMessage] | Sequence[int] | common_pb2.Gene
 """Plain text to continue; a conversation, made of `system`, `user` and `assistant`; token ids; or a whole spec."""
 
 
-class Knobs(TypedDict, total=False):
-    """Everything a generation can be told; what is left out is the model's default.
+class ChatKnobs(TypedDict, total=False):
+    """How a conversation's turns are drawn and when they end; what is left out is the model's default.
 
     Bounds and defaults stand in `protos/llamaherd/v1/common.proto`, under the same names; the gateway checks them.
     """
 
     model: str  # may be left out where one model is served
-    priority: common_pb2.Priority
-    resume_window_ms: int  # how long the generation goes on without a reader; default: 30,000
-    allow_format_tags: bool  # of a conversation
 
     temperature: float  # 0 is greedy
     top_k: int
@@ -30,7 +27,6 @@ class Knobs(TypedDict, total=False):
     presence_penalty: float
     logit_bias: Mapping[int, float]
     seed: int
-    n: int  # choices
 
     max_new_tokens: int
     max_total_tokens: int
@@ -39,6 +35,15 @@ class Knobs(TypedDict, total=False):
     stop_strings: Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
+
+
+class Knobs(ChatKnobs, total=False):
+    """Everything a generation can be told."""
+
+    n: int  # choices
+    priority: common_pb2.Priority
+    resume_window_ms: int  # how long the generation goes on without a reader; default: 30,000
+    allow_format_tags: bool  # of a conversation
 
     logprobs: bool
     top_logprobs: int
@@ -61,7 +66,7 @@ def assistant(content: str) -> common_pb2.ChatMessage:
     return common_pb2.ChatMessage(role=common_pb2.ROLE_ASSISTANT, content=content)
 
 
-def build_spec(prompt: Input, knobs: Knobs) -> common_pb2.GenerationSpec:
+def build_spec(prompt: Input, knobs: Knobs | ChatKnobs) -> common_pb2.GenerationSpec:
     """The spec; knobs given beside a whole spec go before its own. Raises TypeError for a knob that there is not."""
     spec = common_pb2.GenerationSpec()
     _set_input(spec, prompt)

@@ -2,19 +2,19 @@
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Self, TypeVar
 
 import grpc
 
-from llamaherd.client import calls
 from llamaherd.client.calls import StreamCall, UnaryCall, serialize
+from llamaherd.client.chat import ChatCall, ChatFacts, Conversation, answered
 from llamaherd.client.connection import DEFAULT_ADDRESS, Connections, Metadata, Tls, connections
 from llamaherd.client.deltas import Delta, StreamFacts, deltas_of
 from llamaherd.client.errors import HerdError, closed, typed
 from llamaherd.client.methods import Methods
-from llamaherd.client.resume import Response
+from llamaherd.client.resume import Response, StreamRequest
 from llamaherd.client.trace import trace_metadata
 from llamaherd.client.tries import Targets, Tries
 
@@ -70,19 +70,38 @@ class Client(Methods):
 
     def answer(self, call: UnaryCall[Answer]) -> Answer:
         """Make a call, again where that is right. Raises HerdError."""
-        tries = self.tries(call.timeout_s)
-        metadata = self.metadata()
-        while True:
-            channel = self.channel(tries)
+
+        def ask(channel: grpc.Channel, timeout_s: float | None, metadata: Metadata) -> Answer:
             method = channel.unary_unary(call.path, serialize, call.parse)
+            return method(call.request, timeout=timeout_s, metadata=metadata)
+
+        return self._until_answered(ask, self.tries(call.timeout_s))
+
+    def converse(self, call: ChatCall[Answer]) -> Answer:
+        """Say all of a chat's messages; the answer to the first. Raises HerdError."""
+
+        def ask(channel: grpc.Channel, timeout_s: float | None, metadata: Metadata) -> Answer:
+            rpc = channel.stream_stream(call.path, serialize, call.parse)(
+                iter(call.requests), timeout=timeout_s, metadata=metadata
+            )
             try:
-                return method(call.request, timeout=tries.remaining_s(), metadata=metadata)
-            except grpc.RpcError as error:
-                time.sleep(tries.failed(typed(error)))
+                answer = next(rpc, None)
+                if len(call.requests) > 1:
+                    for _ in rpc:  # its end says that all of them were taken
+                        pass
+            finally:
+                rpc.cancel()
+            return answered(answer)
+
+        return self._until_answered(ask, self.tries(None))
 
     def stream(self, call: StreamCall) -> "Stream":
         """The stream of a generation, not yet begun."""
         return Stream(self, call)
+
+    def conversation(self, conversation: Conversation) -> "Chat":
+        """A conversation, not yet opened."""
+        return Chat(self, conversation)
 
     def tries(self, timeout_s: float | None) -> Tries:
         """The attempts at a call that begins now."""
@@ -98,6 +117,14 @@ class Client(Methods):
         """What goes with a call that the current span makes."""
         return (*self._metadata, *trace_metadata())
 
+    def _until_answered(self, ask: Callable[[grpc.Channel, float | None, Metadata], Answer], tries: Tries) -> Answer:
+        metadata = self.metadata()
+        while True:
+            try:
+                return ask(self.channel(tries), tries.remaining_s(), metadata)
+            except (grpc.RpcError, HerdError) as error:
+                time.sleep(tries.failed(typed(error)))
+
 
 class Stream(StreamFacts):
     """The deltas of one generation: an iterable for one reader, unbroken over lost connections and gateways.
@@ -106,9 +133,11 @@ class Stream(StreamFacts):
     stream has started it. After an error it is left as it is, for another to `attach`.
     """
 
-    def __init__(self, client: Client, call: StreamCall) -> None:
+    def __init__(self, client: Client, call: StreamCall, after: "Stream | None" = None) -> None:
         super().__init__(call.reading)
+        self._after = after  # of a conversation: the turn before, which has to be ended first
         self._client = client
+        self._farewell = call.farewell
         self._tries = client.tries(call.timeout_s)
         self._metadata = client.metadata()
 
@@ -126,6 +155,8 @@ class Stream(StreamFacts):
     def messages(self) -> Generator[Response, None, None]:
         """The service's own messages instead of deltas, each once: `accepted` first, `completed` last."""
         try:
+            if self._after is not None:
+                self._after.close()
             while self._reading.goes_on:
                 yield from self._attempt()
         except HerdError:
@@ -139,20 +170,24 @@ class Stream(StreamFacts):
         """Leave; returns once the service knows, within a few seconds at most."""
         if not self._reading.leave():
             return
+        farewell, answer = self._farewell(self._reading), None
         try:
-            generation_id = self.generation_id or self._client.answer(calls.find(self._reading)).generation_id
-            self._client.answer(calls.cancel(generation_id, timeout_s=calls.CANCEL_TIMEOUT_S))
+            while True:
+                answer = self._client.answer(farewell.send(answer))
+        except StopIteration:
+            pass
         except HerdError as error:
-            log.warning("generation was not cancelled, and ends by its resume window: %s", error)
+            log.warning("what was left could not be ended, and ends by its resume window: %s", error)
 
     def _attempt(self) -> Generator[Response, None, None]:
         """Go on by one call, as far as it comes; then wait, if there is to be another. Raises HerdError if not."""
         path, request = self._reading.next_call()
-        method = self._client.channel(self._tries).unary_stream(path, serialize, Response.FromString)
+        channel = self._client.channel(self._tries)
+        method: grpc.UnaryStreamMultiCallable[StreamRequest, bytes] = channel.unary_stream(path, serialize)
         rpc = method(request, timeout=self._tries.remaining_s(), metadata=self._metadata)
         try:
-            for message in rpc:
-                for fresh in self._reading.take(message):
+            for body in rpc:
+                for fresh in self._reading.read(body):
                     self._tries.progressed()
                     yield fresh
             self._reading.ended()
@@ -161,6 +196,51 @@ class Stream(StreamFacts):
                 time.sleep(self._tries.failed(self._reading.failed(typed(error))))
         finally:
             rpc.cancel()
+
+
+class Chat(ChatFacts):
+    """A conversation; see `Client.chat`. Used by one thread, but for `interrupt`."""
+
+    def __init__(self, client: Client, conversation: Conversation) -> None:
+        super().__init__(conversation)
+        self._client = client
+        self._turn: Stream | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Begin the conversation, or go on with that of the handle."""
+        self._conversation.opened(self._client.converse(self._conversation.opening()))
+
+    def close(self) -> None:
+        """Interrupt the running turn, if there is one. The conversation is kept."""
+        if self._turn is not None:
+            self._turn.close()
+
+    def send(self, content: str, *, request_id: str | None = None, timeout_s: float | None = None) -> Stream:
+        """Say something; the answer is a stream like `generate`'s. Breaking out of it interrupts the answer, and the
+        history keeps the text that was read."""
+        call = self._conversation.sending(content, request_id, timeout_s)
+        self._turn = Stream(self._client, call, self._turn)
+        return self._turn
+
+    def interrupt(self, num_tokens_shown: int | None = None, *, timeout_s: float | None = None) -> bool:
+        """End the answer that runs now; its stream then ends too. Whether there was one.
+
+        Args:
+            num_tokens_shown: the history keeps the text up to there; default: all that was made.
+        """
+        return self._client.answer(self._conversation.interrupting(num_tokens_shown, timeout_s))
+
+    def end(self) -> None:
+        """End the conversation for good; the service deletes what was said."""
+        self.close()
+        self._client.converse(self._conversation.ending())
 
 
 def _channel(reach: Connections, address: str) -> grpc.Channel:
