@@ -18,6 +18,7 @@ HerdError
 │   ├── BrokerDown      the service's Redis does not answer
 │   └── ConnectionBroken    nobody answered, or the connection broke
 ├── DeadlineExceeded    `timeout_s` is over
+│   └── DeadlineTooShort    it would be, before a worker began; nothing was queued
 ├── Cancelled           somebody else ended the call
 ├── PositionAhead       `from_position` lies beyond the end of the generation
 ├── DataLoss            the service no longer has what was delivered; going on would fork the text
@@ -151,6 +152,10 @@ class DeadlineExceeded(HerdError):
     """The call's `timeout_s` is over."""
 
 
+class DeadlineTooShort(DeadlineExceeded):
+    """Nothing was queued: the wait alone, `metadata["estimated_wait_ms"]`, would outlast `timeout_s`."""
+
+
 class Cancelled(HerdError):
     """The call was cancelled, and not by this client."""
 
@@ -194,6 +199,7 @@ BY_REASON: Mapping[str, type[HerdError]] = {
     "NO_WORKER": NoWorker,
     "BROKER_DOWN": BrokerDown,
     "DEADLINE_PASSED": DeadlineExceeded,
+    "DEADLINE_TOO_SHORT": DeadlineTooShort,
     "POSITION_AHEAD": PositionAhead,
     "LOG_BEHIND": DataLoss,
     "POISON_JOB": PoisonJob,
