@@ -6,6 +6,8 @@ and its entries would lie pending until the reconciliation finds them.
 
 import asyncio
 import contextlib
+from collections import deque
+from collections.abc import Sequence
 
 from contract import keys
 from contract.broker import Broker, Delivered
@@ -17,6 +19,7 @@ from worker.take import Taker
 
 BLOCK_MS = 250
 ADOPTED_TOGETHER = 4  # so that all workers that a wake reaches share what a dead one held, and its prefill
+TAKEN_TOGETHER = 8
 LOWER_FIRST_EVERY = 8  # sweeps: no class starves
 
 
@@ -83,8 +86,7 @@ class Claimer:
         for job_class, read in tuple(self._reads.items()):
             if read.done():
                 del self._reads[job_class]
-                for entry in read.result():
-                    await self._take(entry)
+                await self._take_new(read.result())
 
     async def _adopt(self) -> None:
         """Take what others left behind, a few at a time; what may be poison last."""
@@ -116,8 +118,7 @@ class Claimer:
             if not self._has_room():
                 return False
             if entries := await self._read(job_class, count=self._holdings.num_free, block_ms=0):
-                for entry in entries:
-                    await self._take(entry)
+                await self._take_new(entries)
                 return True
         return False
 
@@ -145,8 +146,20 @@ class Claimer:
     async def _take(self, entry: Delivered) -> None:
         if self._has_room():
             await self._taker.take(entry)
-        else:  # several blocking reads came back at once
+        else:
             await self._taker.hand_back(entry)
+
+    async def _take_new(self, entries: Sequence[Delivered]) -> None:
+        """Take what nobody had before, several at a time: a take waits for Redis, which has steps to serve too."""
+        self._holdings.taking.update(entry.entry_id for entry in entries)  # an unknown one would be handed back
+        left = deque(entries)
+        while left and self._has_room():
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(left), self._holdings.num_free, TAKEN_TOGETHER)):
+                    group.create_task(self._taker.take(left.popleft()))
+        for entry in left:  # several blocking reads came back at once
+            await self._taker.hand_back(entry)
+            self._holdings.taking.discard(entry.entry_id)
 
 
 def class_order(sweep: int) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ class Parting(enum.StrEnum):
 class Holdings:
     """The attempts in the engine or on their way into the log, at most one per generation.
 
-    Invariant: an attempt is here from its take until its end is in the log, its lease is lost, or it is handed back.
+    Invariant: an attempt is here, by lease and by generation, from its take until its end is in the log, its lease is
+    lost, or it is handed back.
 
     Attributes:
         runs_alone: the generation that has the engine to itself, from before its take until it has proved itself or is
@@ -40,7 +41,8 @@ class Holdings:
         self._engine = engine
         self._progress = progress
         self._parted = parted
-        self._attempts: dict[str, Attempt] = {}
+        self._attempts: dict[str, Attempt] = {}  # by lease
+        self._by_generation: dict[str, Attempt] = {}
         self.taking: set[str] = set()  # jobs entries that were handed to us and are not attempts yet
         self.changed = asyncio.Event()  # something was removed; whoever waits clears it
         self.is_empty = asyncio.Event()
@@ -65,16 +67,17 @@ class Holdings:
 
     def of_generation(self, generation_id: str) -> Attempt | None:
         """The attempt at this generation, if one is held."""
-        return next((each for each in self._attempts.values() if each.generation_id == generation_id), None)
+        return self._by_generation.get(generation_id)
 
     def knows(self, entry: Delivered) -> bool:
         """Whether the entry is being taken, or its attempt is held."""
-        return entry.entry_id in self.taking or any(a.taken.entry == entry for a in self._attempts.values())
+        attempt = self._by_generation.get(entry.generation_id)
+        return entry.entry_id in self.taking or (attempt is not None and attempt.taken.entry == entry)
 
     def add(self, attempt: Attempt) -> None:
         """Hold the attempt."""
         assert self.of_generation(attempt.generation_id) is None, "a generation is held twice"
-        self._attempts[attempt.lease] = attempt
+        self._attempts[attempt.lease] = self._by_generation[attempt.generation_id] = attempt
         self._count()
 
     def hold(self, attempt: Attempt, why: Hold, is_on: bool) -> None:
@@ -106,6 +109,7 @@ class Holdings:
         """Hold it no more; the engine forgets it too. Does nothing if it is not held."""
         if self._attempts.pop(attempt.lease, None) is None:
             return
+        del self._by_generation[attempt.generation_id]
         if parting is not Parting.ENDED or attempt.end is None:
             self._engine.drop(attempt.lease)
         self._count()
