@@ -60,6 +60,7 @@ class OpenTurn:
     shown: int | None  # tokens that the user had seen at an interrupt; None without one, or for all
     num_dropped: int  # turns before it that its prompt leaves out
     begun_ms: int = 0  # on Redis' clock, once it has begun
+    is_interrupted: bool = False  # its generation is to be cancelled, as soon as there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,12 @@ def _parse(answer: Sequence[bytes]) -> Session:
 
 def _open_turn(fields: dict[str, bytes], number: int) -> OpenTurn:
     shown = fields["shown"]
-    user, generation = fields[f"u:{number}"].decode(), fields[f"g:{number}"].decode()
     return OpenTurn(
-        number, user, generation, int(shown) if shown else None, int(fields["dropped"]), int(fields["begun_ms"])
+        number=number,
+        user=fields[f"u:{number}"].decode(),
+        generation_id=fields[f"g:{number}"].decode(),
+        shown=int(shown) if shown else None,
+        num_dropped=int(fields["dropped"]),
+        begun_ms=int(fields["begun_ms"]),
+        is_interrupted=fields["stop"] == fields["open"],
     )

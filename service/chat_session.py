@@ -197,6 +197,15 @@ class ChatSession:
         """End the running turn; whether one was running."""
         return await interrupt(self._broker, self.handle, self.caller, shown)
 
+    async def heed_interrupt(self, turn: OpenTurn) -> None:
+        """Cancel a turn that was interrupted, or whose conversation was ended, before its generation was queued.
+
+        Who interrupts notes it first and cancels then; so one of the two finds the other's trace.
+        """
+        view = await self._broker.chat.join(self.handle, self.caller)
+        if view is None or (view.open is not None and view.open.number == turn.number and view.open.is_interrupted):
+            await _cancel(self._broker, turn.generation_id, self.caller)
+
     async def drop(self) -> None:
         """End the conversation, and its running turn."""
         generation_id = await self._broker.chat.drop(self.handle, self.caller)

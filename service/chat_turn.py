@@ -106,6 +106,7 @@ async def _followed(
     try:
         async with follower.follow(begun.call) as followed:
             is_queued = True
+            await session.heed_interrupt(begun.turn)
             yield followed
     except ServeError:
         if not is_queued:

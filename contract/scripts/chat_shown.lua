@@ -3,8 +3,8 @@
 -- KEYS chat
 -- ARGV caller secret shown
 -- -> generation of the open turn, '' if none is open | nil
-local m = redis.call('HMGET', KEYS[1], 'caller', 'secret', 'open', 'shown')
+local m = redis.call('HMGET', KEYS[1], 'caller', 'secret', 'open')
 if m[1] ~= ARGV[1] or m[2] ~= ARGV[2] then return false end
 if m[3] == '' then return '' end
-if m[4] == '' then redis.call('HSET', KEYS[1], 'shown', ARGV[3]) end
+if redis.call('HGET', KEYS[1], 'stop') ~= m[3] then redis.call('HSET', KEYS[1], 'shown', ARGV[3], 'stop', m[3]) end
 return redis.call('HGET', KEYS[1], 'g:' .. m[3])

@@ -134,6 +134,23 @@ async def test_an_interrupt_between_turns_is_nothing(store: ChatStore) -> None:
     assert await store.interrupt(handle, CALLER, 5) == ""
 
 
+async def test_an_interrupt_is_seen_by_who_is_about_to_queue_the_turn(store: ChatStore) -> None:
+    """There may be no generation to cancel yet; the next turn is not interrupted by it."""
+    handle = await opened(store)
+    await begin(store, handle, 0)
+    await store.interrupt(handle, CALLER, None)
+    session = await store.join(handle, CALLER)
+    assert session is not None
+    assert session.open is not None
+    assert (session.open.is_interrupted, session.open.shown) == (True, None)
+    await store.end(handle, 0, "")
+    await begin(store, handle, 1)
+    session = await store.join(handle, CALLER)
+    assert session is not None
+    assert session.open is not None
+    assert not session.open.is_interrupted
+
+
 async def test_the_history_is_bounded(rig: Rig, store: ChatStore) -> None:
     """The oldest turns go, by bytes, and the hash with all its fields stays small."""
     handle = await opened(store)
@@ -146,7 +163,7 @@ async def test_the_history_is_bounded(rig: Rig, store: ChatStore) -> None:
     assert [turn.number for turn in session.turns] == [3]
     assert (session.first_turn, session.next_turn) == (3, 4)
     assert int(await rig.client.hget(keys.chat(handle.session_id), "bytes")) <= MAX_HISTORY_BYTES
-    assert await rig.client.hlen(keys.chat(handle.session_id)) == 19
+    assert await rig.client.hlen(keys.chat(handle.session_id)) == 20
     assert MAX_TURNS > 4
 
 

@@ -1,64 +1,18 @@
-"""Conversations over real channels: turns, interrupts, two devices, another gateway in mid-turn, a drain."""
+"""Conversations over real channels: turns, interrupts, bad messages, ends, and turns without a stream."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 
 from contract.broker import Broker
 from contract.messages import ChoiceEnd, EndReason
 from llamaherd.v1 import chat_pb2, chat_pb2_grpc, common_pb2
-from tests.redis_server import RunningServer
-from tests.service.gateways import RunningGateway, error_of, running_gateway
-from tests.service.scripted_worker import ScriptedWorker, Work
+from tests.service.gateways import RunningGateway, error_of
+from tests.service.scripted_worker import ScriptedWorker
+from tests.service.talks import SETUP, Talk, answer, detail, handle_of, next_work, rest_of
 from tests.until import until
-
-SETUP = chat_pb2.ChatSetup(model="chat", system_prompt="Be kind.")
-
-
-class Talk:
-    """A Chat stream that tests write to and read from."""
-
-    def __init__(self, gateway: RunningGateway) -> None:
-        self.call = chat_pb2_grpc.ChatServiceStub(gateway.channel).Chat()
-        self.ready = chat_pb2.SessionReady()
-
-    async def setup(self, setup: chat_pb2.ChatSetup = SETUP) -> chat_pb2.SessionReady:
-        """Open or resume."""
-        await self.call.write(chat_pb2.ChatRequest(setup=setup))
-        self.ready = (await self.event("ready")).ready
-        return self.ready
-
-    async def say(self, text: str, request_id: str | None = None) -> None:
-        """The user's turn."""
-        message = chat_pb2.UserMessage(content=text, request_id=request_id)
-        await self.call.write(chat_pb2.ChatRequest(user_message=message))
-
-    async def interrupt(self, shown: int | None = None) -> None:
-        """End the running turn."""
-        await self.call.write(chat_pb2.ChatRequest(interrupt=chat_pb2.InterruptTurn(num_tokens_shown=shown)))
-
-    async def event(self, kind: str, tokens: list[common_pb2.Token] | None = None) -> chat_pb2.ChatResponse:
-        """The next event of this kind; tokens before it are added to `tokens`, other events are passed over."""
-        while (message := await self.call.read()) is not grpc.aio.EOF:
-            if tokens is not None:
-                tokens += message.tokens
-            if message.WhichOneof("event") == kind:
-                assert isinstance(message, chat_pb2.ChatResponse)
-                return message
-        raise AssertionError(f"the stream ended without {kind}")
-
-    async def tokens(self, num_tokens: int) -> list[common_pb2.Token]:
-        """Read until so many have come."""
-        tokens: list[common_pb2.Token] = []
-        while len(tokens) < num_tokens:
-            message = await self.call.read()
-            assert message is not grpc.aio.EOF
-            tokens += message.tokens
-        return tokens
 
 
 @pytest.fixture
@@ -66,44 +20,6 @@ async def talk(gateway: RunningGateway) -> AsyncIterator[Talk]:
     talk = Talk(gateway)
     yield talk
     talk.call.cancel()
-
-
-async def next_work(broker: Broker, worker: ScriptedWorker, session: chat_pb2.SessionReady) -> Work:
-    """The job of the turn that is open in this session."""
-
-    async def generation() -> str:
-        view = await broker.chat.join(handle_of(session), "anonymous")
-        return view.open.generation_id if view is not None and view.open is not None else ""
-
-    await until(generation, what="a turn is open")
-    return await worker.take(await generation())
-
-
-def handle_of(session: chat_pb2.SessionReady) -> Any:
-    from contract.chat import Handle
-
-    handle = Handle.parse(session.resumption_handle)
-    assert handle is not None
-    return handle
-
-
-async def answer(work: Work, *texts: str) -> None:
-    await work.say(*texts)
-    await work.finish()
-
-
-async def rest_of(call: Any) -> list[chat_pb2.SendTurnResponse]:
-    events = []
-    while (event := await call.read()) is not grpc.aio.EOF:
-        events.append(event)
-    return events
-
-
-def detail(status: status_pb2.Status, kind: type[Message]) -> Any:
-    (found,) = [each for each in status.details if each.Is(kind.DESCRIPTOR)]
-    message = kind()
-    found.Unpack(message)
-    return message
 
 
 async def test_a_conversation_of_two_turns(broker: Broker, worker: ScriptedWorker, talk: Talk) -> None:
@@ -159,6 +75,22 @@ async def test_an_interrupt_ends_the_turn_and_keeps_what_was_shown(
     assert (await talk.event("turn_finished")).turn_finished.turn == 1
 
 
+@pytest.mark.parametrize("ends", [False, True])
+async def test_an_interrupt_at_once_is_not_lost(gateway: RunningGateway, ends: bool) -> None:
+    """It may come before the turn is queued, and so may the end of the conversation; nobody takes the job here."""
+    for _ in range(10):
+        talk = Talk(gateway)
+        await talk.setup()
+        await talk.say("Count for ever")
+        if ends:
+            await talk.call.write(chat_pb2.ChatRequest(end=chat_pb2.EndSession()))
+        else:
+            await talk.interrupt()
+        finished = (await talk.event("turn_finished")).turn_finished.finished
+        assert finished.reason == common_pb2.FINISH_REASON_CANCELLED
+        talk.call.cancel()
+
+
 async def test_a_second_message_in_a_running_turn_fails_alone(
     broker: Broker, worker: ScriptedWorker, talk: Talk
 ) -> None:
@@ -200,91 +132,6 @@ async def test_a_failed_generation_is_a_failed_turn(broker: Broker, worker: Scri
     view = await broker.chat.join(handle_of(ready), "anonymous")
     assert view is not None
     assert (view.turns, view.open) == ((), None)
-
-
-async def test_another_gateway_goes_on_in_mid_turn(
-    valkey: RunningServer, broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
-) -> None:
-    """With handle, position and chain: the rest of the tokens, each once, then the end."""
-    first = Talk(gateway)
-    ready = await first.setup()
-    await first.say("Count")
-    work = await next_work(broker, worker, ready)
-    await work.say("1", "2", "3")
-    seen = await first.tokens(3)
-    first.call.cancel()
-    async with running_gateway(valkey.url) as other:
-        second = Talk(other)
-        again = await second.setup(
-            chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle, from_position=2, chain=seen[1].chain)
-        )
-        assert (again.session_id, again.generation_id) == (ready.session_id, work.generation_id)
-        await work.say("4")
-        await work.finish()
-        rest: list[common_pb2.Token] = []
-        await second.event("turn_finished", rest)
-        assert [token.position for token in rest] == [2, 3]
-        second.call.cancel()
-
-
-async def test_a_turn_that_ended_unread_is_told_on_resumption(
-    broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
-) -> None:
-    """Nobody was there when it ended; who comes back is given all of it, and the history has it once."""
-    first = Talk(gateway)
-    ready = await first.setup()
-    await first.say("Count")
-    work = await next_work(broker, worker, ready)
-    first.call.cancel()
-    await answer(work, "1", "2")
-    second = Talk(gateway)
-    await second.setup(chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle))
-    tokens: list[common_pb2.Token] = []
-    await second.event("turn_finished", tokens)
-    assert [token.text for token in tokens] == ["1", "2"]
-    await second.say("more")
-    await answer(await next_work(broker, worker, ready), "3")
-    await second.event("turn_finished")
-    view = await broker.chat.join(handle_of(ready), "anonymous")
-    assert view is not None
-    assert [turn.assistant for turn in view.turns] == ["12", "3"]
-    second.call.cancel()
-
-
-async def test_the_device_that_joined_last_goes_on(
-    broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
-) -> None:
-    """The first one's next message ends its stream with ABORTED; the second is not touched."""
-    first, second = Talk(gateway), Talk(gateway)
-    ready = await first.setup()
-    await second.setup(chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle))
-    await first.say("still there?")
-    error = await error_of(first.call)
-    assert error.code() is grpc.StatusCode.ABORTED
-    await second.say("hello")
-    await answer(await next_work(broker, worker, ready), "hello")
-    await second.event("turn_finished")
-    second.call.cancel()
-
-
-async def test_a_message_repeated_after_a_cut_is_the_same_turn(
-    broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
-) -> None:
-    """Its request_id tells: the client cannot know whether the first one arrived."""
-    first = Talk(gateway)
-    ready = await first.setup()
-    await first.say("Count", request_id="r1")
-    work = await next_work(broker, worker, ready)
-    await answer(work, "1", "2")
-    await first.event("turn_finished")
-    first.call.cancel()
-    second = Talk(gateway)
-    await second.setup(chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle))
-    await second.say("Count", request_id="r1")
-    tokens: list[common_pb2.Token] = []
-    assert (await second.event("turn_finished", tokens)).turn_finished.turn == 0
-    assert [token.text for token in tokens] == ["1", "2"]
-    second.call.cancel()
 
 
 async def test_an_ended_session_is_gone(broker: Broker, worker: ScriptedWorker, talk: Talk) -> None:
@@ -352,38 +199,6 @@ async def test_turns_without_a_bidirectional_stream(
     assert (await rest_of(call))[-1].turn_finished.turn == 1
     stopped = await stub.Interrupt(chat_pb2.InterruptRequest(session_handle=ready.resumption_handle))
     assert not stopped.was_running
-
-
-async def test_a_draining_gateway_says_where_to_go_on(
-    valkey: RunningServer, broker: Broker, worker: ScriptedWorker, gateway: RunningGateway
-) -> None:
-    """resumption and go_away; the running turn ends, then the stream, with OK; the handle is good elsewhere."""
-    async with running_gateway(valkey.url) as leaving:
-        await until(lambda: is_known(leaving), what="the gateway sees the worker")
-        idle, busy = Talk(leaving), Talk(leaving)
-        await idle.setup()
-        ready = await busy.setup()
-        await busy.say("hello")
-        work = await next_work(broker, worker, ready)
-        leaving.stop.set()
-        for talk in (idle, busy):
-            assert (await talk.event("resumption")).resumption.handle == talk.ready.resumption_handle
-            assert (await talk.event("go_away")).go_away.time_left.seconds > 0
-        assert await idle.call.read() is grpc.aio.EOF
-        await answer(work, "bye")
-        await busy.event("turn_finished")
-        assert await busy.call.read() is grpc.aio.EOF
-        assert await busy.call.code() is grpc.StatusCode.OK
-    again = Talk(gateway)
-    resumed = await again.setup(chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle))
-    assert resumed.num_turns == 1
-    again.call.cancel()
-
-
-async def is_known(gateway: RunningGateway) -> bool:
-    from tests.service.conftest import is_serving
-
-    return await is_serving(gateway)
 
 
 async def test_a_conversation_that_outgrows_the_context(broker: Broker, worker: ScriptedWorker, talk: Talk) -> None:
