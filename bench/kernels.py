@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worker.engine.kernels.attention import SPLIT, DecodeAttention
+from worker.engine.kernels.choose import TokenChooser
 from worker.engine.kernels.gemm import GemmWorkspace, PackedWeight, QuantizedGemm, pack
-from worker.engine.kernels.rowwise import add_rms_norm, choose_greedy
+from worker.engine.kernels.rowwise import add_rms_norm
 from worker.engine.weights import Int8Weight, Nf4Weight
 
 LAYERS = {"qkv": (12288, 4096), "o": (4096, 4096), "gate_up": (22016, 4096), "down": (4096, 11008)}
-BATCHES = (1, 8, 16, 32, 64, 128)
+BATCHES = (1, 8, 16, 32, 64, 128, 256, 512, 2048)  # above 128: prefill
 STEPS = ((192, 1), (192, 8), (192, 32), (192, 64), (192, 128), (2048, 1), (2048, 8), (2048, 32))  # context, batch
 NUM_LAYERS, HEADS, VOCAB = 32, 32, 32000
 ROTATED_BYTES = 400e6
@@ -180,8 +181,7 @@ class Step:
         self.residual = torch.randn(batch, 4096, device=CUDA)
         widths = {"x": 4096, "qkv": 12288, "mixed": 4096, "delta": 4096, "mlp": 11008}
         self.buffers = {name: torch.zeros(batch, n, device=CUDA, dtype=torch.float16) for name, n in widths.items()}
-        self.ids = torch.zeros(batch, dtype=torch.int32, device=CUDA)
-        self.valid, self.logprobs = torch.zeros_like(self.ids), torch.zeros(batch, device=CUDA)
+        self.chooser = TokenChooser(CUDA, batch)
 
     def run(self, parts: frozenset[str], overlap: bool) -> None:
         """One step of the named parts; all of them is the model."""
@@ -213,7 +213,7 @@ class Step:
                 layer["down"](b["mlp"], b["delta"], overlap=overlap)
             delta = b["delta"]
         if "head" in parts:
-            choose_greedy(F.linear(b["x"], self.head), self.ids, self.logprobs, self.valid)
+            self.chooser.launch(F.linear(b["x"], self.head))
 
     def bytes_read(self, batch: int) -> float:
         """Weights, head and KV cache, each once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from worker.engine.kernels.build import KernelBuildError, compile_source, source_text
-from worker.engine.kernels.gemm import INT8_TUNING, NF4_TUNING, TILE_SIZES, source_of
+from worker.engine.kernels.gemm import INT8_TUNING, NF4_TUNING, TILE_SIZES, source_of, wide_source_of
 
 MAX_SHARED_BYTES = 227 * 1024  # of one block of threads on a Hopper multiprocessor
 
@@ -30,13 +30,26 @@ def test_attention_compiles(group: int, buffers: int, is_fused: int) -> None:
     assert compile_source(source_text("attention.cu", defines, ""), "sm_90a", "attention.cu").startswith(b"\x7fELF")
 
 
+@pytest.mark.parametrize("is_gate_up", [False, True])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_product_of_many_rows_compiles_and_fits(bits: int, is_gate_up: bool) -> None:
+    """For prefill."""
+    defines, prelude, shared_bytes = wide_source_of(bits, is_gate_up)
+    assert shared_bytes <= MAX_SHARED_BYTES
+    text = source_text("gemm_wide.cu", defines, prelude)
+    assert compile_source(text, "sm_90a", "gemm_wide.cu").startswith(b"\x7fELF")
+
+
 @pytest.mark.parametrize("hidden", [4096, 5120, 8192])
-@pytest.mark.parametrize("bits", [0, 8, 4])
-def test_the_small_kernels_compile(bits: int, hidden: int) -> None:
-    """For each hidden size of Llama 2 and each storage format."""
-    prelude = "__constant__ float NF4_FLOAT[16] = {};\n"
-    text = source_text("rowwise.cu", {"HIDDEN": hidden, "FORMAT": bits}, prelude)
+def test_the_small_kernels_compile(hidden: int) -> None:
+    """For each hidden size of Llama 2."""
+    text = source_text("rowwise.cu", {"HIDDEN": hidden}, "")
     assert compile_source(text, "sm_90a", "rowwise.cu").startswith(b"\x7fELF")
+
+
+def test_the_choice_of_tokens_compiles() -> None:
+    """For any vocabulary."""
+    assert compile_source(source_text("choose.cu", {}, ""), "sm_90a", "choose.cu").startswith(b"\x7fELF")
 
 
 def test_what_does_not_compile_is_refused_with_the_compilers_words() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from worker.engine.hopper_decode import BATCH_SIZES
 from worker.engine.hopper_model import HopperModel
 from worker.engine.loader import build_model, load_hopper_model, load_model, load_weights
 from worker.engine.model import LlamaModel
+from worker.engine.sampler import SamplingRow, sample
+from worker.engine.sequence import SamplingParams
 from worker.engine.weights import Int8Weight, LinearWeight, NestedAbsmax, Nf4Weight
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -251,6 +254,29 @@ def test_a_broken_sequence_breaks_no_other(models: Models) -> None:
         assert logits[0].isnan().all()
         assert logits[1:].isfinite().all()
         assert tested.forward(step[1:]).isfinite().all()
+
+
+def test_queued_steps_choose_what_the_sampler_chooses_of_the_logits(models: Models) -> None:
+    """Decodes that name their token by the row that chose it, beside a prefill: the ids of a host that waits."""
+    tested = models[0]
+    prompts = random_prompts(VOCAB, [40, 3, 100], seed=9)
+    rows = [SamplingRow(SamplingParams(1.0, 40, 0.9, 0), 0.37), SamplingRow(SamplingParams(0.0, 0, 1.0, 0), 0.0)]
+    slices = [SequenceSlice(prompt, 0, table, True) for prompt, table in zip(prompts, ([0], [1], [2, 3]), strict=True)]
+    expected = [each.token_id for each in sample(tested.forward(slices[:2]), rows)]
+    waiting = [
+        SequenceSlice([expected[1]], 3, [1], True),
+        SequenceSlice(prompts[2], 0, [2, 3], False),
+        SequenceSlice([expected[0]], 40, [0], True),
+    ]
+    second = [each.token_id for each in sample(tested.forward(waiting), rows)]
+    poison(tested)
+    first = tested.queue(slices[:2], rows)
+    ahead = [replace(waiting[0], token_ids=[-2]), waiting[1], replace(waiting[2], token_ids=[-1])]
+    next_ = tested.queue(ahead, rows)
+    assert first is not None
+    assert next_ is not None
+    assert [each.token_id for each in first.wait()] == expected
+    assert [each.token_id for each in next_.wait()] == second
 
 
 def test_steps_are_deterministic(models: Models) -> None:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 from torch import Tensor
 
 from worker.engine.kernels.attention import DecodeAttention
+from worker.engine.kernels.choose import TokenChooser
 from worker.engine.kernels.gemm import GemmWorkspace, PackedWeight, QuantizedGemm, pack
 from worker.engine.kernels.rowwise import (
     add_rms_norm,
-    choose_greedy,
-    dequantize,
+    embed,
     rotate_and_write,
-    silu_multiply,
 )
+from worker.engine.sampler import SamplingRow, sample
+from worker.engine.sequence import SamplingParams
 from worker.engine.weights import Int8Weight, Nf4Weight
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 CUDA = torch.device("cuda", 0)
-BATCHES = [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65, 100, 128, 200, 256]
+BATCHES = [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65, 100, 128, 129, 200, 256, 300, 513, 1024]
 # (N, K) of qkv, attention output, gate and up, down: 7B, then a 70B's qkv and down, then two odd ones
 LAYERS = [
     (12288, 4096),
@@ -129,17 +131,6 @@ def test_a_captured_product_replays() -> None:
     workspace.check()
 
 
-@pytest.mark.parametrize("is_gate_up", [False, True])
-@pytest.mark.parametrize("shape", [(4096, 4096), (2 * 168, 192)], ids=str)
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_packed_weight_dequantizes_to_what_it_was(bits: int, shape: tuple[int, int], is_gate_up: bool) -> None:
-    """To one rounding of fp16, in the layer's own order of rows."""
-    weight = random_weight(bits, *shape, seed=3)
-    out = dequantize(pack(weight, is_gate_up=is_gate_up), poisoned(*shape))
-    reference = weight.dequantize(torch.float32)
-    assert torch.allclose(out.float(), reference, rtol=1.1 * 2**-11, atol=1e-7)
-
-
 def rotary_tables(positions: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each [positions, 64]."""
     angles = torch.outer(torch.arange(positions).float(), 10000.0 ** (-torch.arange(64) / 64))
@@ -218,32 +209,54 @@ def test_add_and_norm(hidden: int) -> None:
         assert relative_error(out, reference) < 4e-4
 
 
-@pytest.mark.parametrize("width", [11008, 136])
-def test_silu_times_up(width: int) -> None:
-    """Of rows [gate, up]."""
-    gate_up = torch.randn(5, 2 * width, device=CUDA).half()
-    gate, up = gate_up.float().chunk(2, dim=1)
-    out = silu_multiply(gate_up, poisoned(5, width))
-    assert relative_error(out, torch.nn.functional.silu(gate) * up) < 4e-4
+def random_row(rng: random.Random) -> SamplingRow:
+    """Greedy or drawn, with any filter that the kernel takes."""
+    params = SamplingParams(
+        temperature=rng.choice([0.0, 0.3, 1.0, 1.7, 100.0, 5e-324]),
+        top_k=rng.choice([0, 1, 2, 40, 1000]),
+        top_p=rng.choice([1.0, 0.0, 0.5, 0.9, 0.999]),
+        seed=0,
+        min_p=rng.choice([0.0, 0.0, 0.05, 1.0]),
+    )
+    return SamplingRow(params, rng.choice([0.0, 1 - 2**-53, rng.random(), rng.random(), rng.random()]))
 
 
-@pytest.mark.parametrize("vocab_size", [32000, 32016, 64])
-def test_greedy_choice(vocab_size: int) -> None:
-    """The first of the largest, its log softmax, and rows that are not sound are marked."""
-    logits = (torch.randn(8, vocab_size, device=CUDA) * 3).half()
+@pytest.mark.parametrize("vocab_size", [32000, 32016, 64, 65536])
+def test_the_chosen_tokens_are_the_samplers(vocab_size: int) -> None:
+    """For every mix of filters, with many equal logits, and for rows that are not sound; alone as among others."""
+    rng = random.Random(vocab_size)
+    rows = [random_row(rng) for _ in range(200)]
+    logits = (torch.randn(200, vocab_size, device=CUDA) * 3).half()
+    logits[::3] = (logits[::3] * 2).round() / 2  # ties
+    logits[::4, vocab_size // 3 :: 2] = -math.inf
     logits[1, vocab_size // 2 :] = logits[1].max()
     logits[2] = -math.inf
     logits[3, 5] = math.nan
     logits[4, 7] = math.inf
     logits[5, 1:] = -math.inf
-    ids, valid = (torch.full((8,), -7, dtype=torch.int32, device=CUDA) for _ in range(2))
-    logprobs = torch.full((8,), math.nan, device=CUDA)
-    choose_greedy(logits, ids, logprobs, valid)
-    assert valid.tolist() == [1, 1, 0, 0, 0, 1, 1, 1]
-    sound = valid.bool()
-    assert torch.equal(ids[sound].long(), logits[sound].float().argmax(dim=-1))
-    expected = logits[sound].float().log_softmax(dim=-1).amax(dim=-1)
-    assert torch.allclose(logprobs[sound], expected, atol=1e-4)
+    logits[6] = -0.0
+    logits[6, 9] = 0.0
+    chooser = TokenChooser(CUDA, 200)
+    found = chooser.choose(logits, rows).wait()
+    expected = sample(logits.cpu().float(), rows)
+    assert [each.is_valid for each in found] == [each.is_valid for each in expected]
+    assert not all(each.is_valid for each in found[:5])
+    for row, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if theirs.is_valid:
+            assert ours.token_id == theirs.token_id, f"{row}: {rows[row]}"
+            assert abs(ours.logprob - theirs.logprob) < 1e-9
+    assert chooser.token_ids.tolist()[6:] == [each.token_id for each in found[6:]]
+    for row in (7, 100, 199):
+        assert chooser.choose(logits[row : row + 1], rows[row : row + 1]).wait() == [found[row]]
+
+
+def test_embedding_rows_by_value_and_by_number() -> None:
+    """A token below 0 names one that was chosen last."""
+    table = torch.randn(50, 512, device=CUDA).half()
+    ids, chosen = torch.tensor([3, -2, 49, -1], device=CUDA).int(), torch.tensor([7, 11], device=CUDA).int()
+    out = torch.full((4, 512), math.nan, device=CUDA)
+    embed(ids, chosen, table, out)
+    assert torch.equal(out, table[torch.tensor([3, 11, 49, 7], device=CUDA)].float())
 
 
 def test_a_weight_on_the_gpu_takes_no_more_than_its_bytes() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
+
+    from worker.engine.logprobs import ScoredToken
+    from worker.engine.sampler import SamplingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +18,8 @@ class SequenceSlice:
     """The part of one sequence that one step runs.
 
     Attributes:
-        token_ids: the T >= 1 new tokens.
+        token_ids: the T >= 1 new tokens. Of an `AheadModel` a single one may be given as -1 - r: what the step queued
+            last chose for its row r.
         start: how many positions of this sequence are already in the KV cache; the position of `token_ids[0]`.
         block_table: physical block of each logical block; covers at least `start` + T positions.
         wants_logits: the logits of the last token are wanted: after this slice the sequence is fully prefilled.
@@ -70,5 +74,33 @@ class ForwardModel(Protocol):
 
         Returns:
             [sum of the slices' `num_logit_rows`, V] float32, in slice order, on the model's device.
+        """
+        ...
+
+
+class PendingChoices(Protocol):
+    """Tokens that a device is choosing."""
+
+    def wait(self) -> list[ScoredToken]:
+        """One a row, once they are known."""
+        ...
+
+
+@runtime_checkable
+class AheadModel(ForwardModel, Protocol):
+    """A model that takes the next step before the host knows what the last one chose."""
+
+    def chooses(self, row: SamplingRow) -> bool:
+        """Whether `queue` takes such a row."""
+        ...
+
+    def queue(self, slices: Sequence[SequenceSlice], rows: Sequence[SamplingRow]) -> PendingChoices | None:
+        """Queue a step behind those queued before, and the choice of a token from each row of its logits.
+
+        Args:
+            rows: one for each slice that wants logits, in their order; no slice wants all. Each `chooses`.
+
+        Returns:
+            The choices; None where there is no row.
         """
         ...

@@ -1,6 +1,9 @@
 """The engine: from requests to events, one step of all sequences at a time.
 
-Single-threaded: the thread that calls `step` makes all other calls too.
+Single-threaded: the thread that calls `step` makes all other calls too. With an `AheadModel` the host is one step
+ahead of the device wherever it can be: a step is queued before the one before is read. A sequence that turns out to
+have ended then has one token too many under way, which nobody is told of. Only what needs the last token on the host
+before the next can be chosen (penalties, biases, alternatives), or blocks that others hold, waits for the device first.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
-from worker.engine.batch import ForwardModel
+from worker.engine.batch import AheadModel, ForwardModel
 from worker.engine.choice import Ending
 from worker.engine.detokenizer import TokenPieces
+from worker.engine.flight import Flight, Part, take_off
 from worker.engine.generation import Branch, Generation, open_generation
 from worker.engine.isolation import Failure, run_isolated
 from worker.engine.kv_cache import BlockPool
@@ -60,6 +64,7 @@ class Engine:
         self._scheduler = Scheduler(self._pool, model.block_size, settings)
         self._generations: dict[str, Generation] = {}
         self._num_added = 0
+        self._flight: Flight | None = None
 
     def add(self, request: GenerationRequest) -> None:
         """Take a request, new or continued.
@@ -96,12 +101,20 @@ class Engine:
                 branch.sequence.is_held = held
 
     def step(self) -> list[StepEvent]:
-        """Close what has ended, run one slice of each scheduled sequence, and tell what happened."""
+        """Close what has ended, run or queue one slice of each scheduled sequence, and tell what happened."""
         events = list(self._close_ended())
+        under_way, self._flight = self._flight, None
+        if under_way is not None and not self._scheduler.has_spare_blocks:
+            events += self._land(under_way)  # before anybody gives back blocks in which a token is not known
+            under_way = None
         slices = self._scheduler.schedule()
         events += self._note_started(slices)
-        for slice_, outcome in zip(slices, run_isolated(self._run, slices), strict=True):
-            events += self._advance(slice_, outcome)
+        if slices and isinstance(self._model, AheadModel):
+            self._flight = take_off(self._model, [self._part(slice_) for slice_ in slices])
+        if under_way is not None:
+            events += self._land(under_way)
+        if self._flight is None:
+            events += self._run_to_the_end([slice_ for slice_ in slices if self._is_live(slice_)])
         return events
 
     def probe(self) -> None:
@@ -112,7 +125,8 @@ class Engine:
     def has_work(self) -> bool:
         """Whether `step` would do something now: a token to compute, or a generation to close."""
         now = self._clock()
-        return self._scheduler.can_schedule or any(each.endings(now) for each in self._generations.values())
+        is_busy = self._flight is not None or self._scheduler.can_schedule
+        return is_busy or any(each.endings(now) for each in self._generations.values())
 
     @property
     def next_deadline_s(self) -> float | None:
@@ -156,7 +170,7 @@ class Engine:
         scheduled = [branch for branch in branches if branch.choice.ending is None]
         assert len(scheduled) == self.num_running + self.num_waiting, "a sequence has no generation"
         for branch in scheduled:
-            num_tokens = len(branch.request.prompt_ids) + branch.choice.num_tokens
+            num_tokens = len(branch.request.prompt_ids) + branch.choice.num_tokens + branch.sequence.num_unknown
             assert len(branch.sequence.token_ids) == num_tokens, "tokens and text disagree"
         assert all(each.live for each in self._generations.values()), "a generation has no choice left"
 
@@ -196,9 +210,33 @@ class Engine:
                 generation.is_started = True
                 yield StartedEvent(slice_.sequence.generation_id, self._clock())
 
+    def _part(self, slice_: ScheduledSlice) -> Part:
+        generation = self._generations[slice_.sequence.generation_id]
+        return slice_, generation, generation.live[slice_.sequence.choice]
+
+    def _is_live(self, slice_: ScheduledSlice) -> bool:
+        generation = self._generations.get(slice_.sequence.generation_id)
+        branch = generation.live.get(slice_.sequence.choice) if generation is not None else None
+        return branch is not None and branch.sequence is slice_.sequence
+
+    def _land(self, flight: Flight) -> Iterator[StepEvent]:
+        """Read a queued step's tokens. Of sequences that have ended since nothing is told."""
+        for awaited, token in flight.land():
+            generation, branch = awaited.generation, awaited.branch
+            is_known = self._generations.get(generation.request.generation_id) is generation
+            if not is_known or generation.live.get(branch.index) is not branch:
+                continue
+            if token.is_valid:
+                yield from self._take_token(generation, branch, token, awaited.place)
+            else:
+                yield self._fail(branch, "the logits are not finite")
+
+    def _run_to_the_end(self, slices: Sequence[ScheduledSlice]) -> Iterator[StepEvent]:
+        for slice_, outcome in zip(slices, run_isolated(self._run, slices), strict=True):
+            yield from self._advance(slice_, outcome)
+
     def _run(self, slices: Sequence[ScheduledSlice]) -> list[SliceOutcome]:
-        branches = [self._generations[s.sequence.generation_id].live[s.sequence.choice] for s in slices]
-        return run_slices(self._model, slices, branches) if slices else []
+        return run_slices(self._model, slices, [self._part(each)[2] for each in slices]) if slices else []
 
     def _advance(self, slice_: ScheduledSlice, outcome: SliceOutcome | Failure) -> Iterator[StepEvent]:
         """Put one slice's outcome into its generation's state."""
@@ -228,13 +266,15 @@ class Engine:
             slice_.sequence.wants_all_logits = False
             yield PromptLogprobsEvent(generation.request.generation_id, tuple(logprobs))
 
-    def _take_token(self, generation: Generation, branch: Branch, token: ScoredToken) -> Iterator[StepEvent]:
+    def _take_token(
+        self, generation: Generation, branch: Branch, token: ScoredToken, place: int | None = None
+    ) -> Iterator[StepEvent]:
         generation_id = generation.request.generation_id
         if not generation.is_prefilled:
             generation.is_prefilled = True
             yield PrefilledEvent(generation_id, self._clock())
         index = branch.choice.num_tokens
-        text = branch.push(token.token_id)
+        text = branch.push(token.token_id, place)
         yield TokenEvent(generation_id, branch.index, index, token.token_id, text, token.logprob, token.top_logprobs)
         if branch.choice.ending is not None:
             yield self._finish(generation, branch, branch.choice.ending)

@@ -29,15 +29,22 @@ class Branch:
         """Which choice it is."""
         return self.sequence.choice
 
-    def push(self, token_id: int) -> str:
-        """Read the next token of the output and return the text that it releases."""
-        self.sequence.token_ids.append(token_id)
+    def push(self, token_id: int, place: int | None = None) -> str:
+        """Read the next token of the output and return the text that it releases.
+
+        Args:
+            place: where the sequence has it already, as a token that was not known; None if it has not.
+        """
+        if place is None:
+            self.sequence.token_ids.append(token_id)
+        else:
+            self.sequence.token_ids[place] = token_id
         self.rules.push(token_id)
         return self.choice.push(token_id)
 
     def sampling_row(self) -> SamplingRow:
         """How its next token is chosen; greedy sampling needs no draw."""
-        sampling, num_tokens = self.request.sampling, self.choice.num_tokens
+        sampling, num_tokens = self.request.sampling, self.choice.num_tokens + self.sequence.num_unknown
         draw = uniform(sampling.seed, self.sequence.choice, num_tokens) if sampling.temperature > 0 else 0.0
         rules = self.rules if self.rules.is_active else None
         return SamplingRow(sampling, draw, rules, self.request.num_top_logprobs)

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig
 from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import BLOCK_SIZE, SPLIT, DecodeAttention
-from worker.engine.kernels.rowwise import add_rms_norm
+from worker.engine.kernels.rowwise import add_rms_norm, embed
 from worker.engine.kv_tensors import KVTensors
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
@@ -42,6 +41,7 @@ class DecodeGraphs:
 
     Args:
         cos, sin: [positions, 64] float32, the rotary tables; as many positions as a sequence may have.
+        chosen: int32, tokens that a slice may name by number instead of by value (rowwise.embed).
         progress: called with the fraction captured, rising.
 
     Raises KernelBuildError where the kernels cannot be compiled or loaded.
@@ -54,9 +54,11 @@ class DecodeGraphs:
         kv: KVTensors,
         cos: Tensor,
         sin: Tensor,
+        chosen: Tensor,
         progress: Callable[[float], None],
     ) -> None:
         self._eps = config.rms_norm_eps
+        self._chosen = chosen
         self._weights = weights
         self._kv = kv
         device = weights.embedding.device
@@ -111,12 +113,10 @@ class DecodeGraphs:
         tables = numbers[2 * batch : (2 + width) * batch].view(batch, width)
         residual, x, qkv, mixed = (each[:batch] for each in (buffers.residual, buffers.x, buffers.qkv, buffers.mixed))
         delta, inner, logits = (each[:batch] for each in (buffers.delta, buffers.inner, buffers.logits))
-        residual.copy_(F.embedding(token_ids, weights.embedding))
+        embed(token_ids, self._chosen, weights.embedding, residual)
         for index, layer in enumerate(weights.layers):
-            # The kernel before the first norm is torch's, which lets nothing start early.
-            is_first = index == 0
-            addend = None if is_first else delta
-            add_rms_norm(residual, addend, layer.attention_norm, self._eps, x, overlap=not is_first)
+            addend = None if index == 0 else delta
+            add_rms_norm(residual, addend, layer.attention_norm, self._eps, x, overlap=True)
             layer.qkv(x, qkv, overlap=True)
             keys, values = self._kv.keys[index], self._kv.values[index]
             self._attention(qkv, keys, values, positions, tables, mixed, max_context=context, overlap=True)

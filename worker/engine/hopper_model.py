@@ -11,11 +11,16 @@ from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig
 from worker.engine.device_probe import probe_device
 from worker.engine.hopper_decode import MAX_BATCH, DecodeGraphs
-from worker.engine.hopper_prefill import MAX_QUANTIZED_ROWS, Prefill
+from worker.engine.hopper_prefill import Prefill
 from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import BLOCK_SIZE
+from worker.engine.kernels.choose import MAX_VOCABULARY, Choices, TokenChooser, takes
+from worker.engine.kernels.gemm import WIDE_ROWS
 from worker.engine.kv_tensors import KVTensors
 from worker.engine.model import rotary_tables
+from worker.engine.sampler import SamplingRow
+
+MAX_ROWS = 1024  # tokens chosen in one step
 
 
 class HopperModel:
@@ -46,28 +51,48 @@ class HopperModel:
             cos, sin = rotary_tables(config, self.max_context, self._device)
             self._prefill = Prefill(config, weights, kv, cos, sin)
             self._run_prefill_once()
-            self._decode = DecodeGraphs(config, weights, kv, cos, sin, progress)
+            self._chooser = TokenChooser(self._device, MAX_ROWS)
+            self._decode = DecodeGraphs(config, weights, kv, cos, sin, self._chooser.token_ids, progress)
 
-    @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
         """Run the slices, write their keys and values, and return the logits that are wanted.
 
         Returns:
             [sum of the slices' `num_logit_rows`, V] float32, in slice order, on the model's device.
         """
+        return self._forward(slices).float()
+
+    @torch.inference_mode()
+    def queue(self, slices: Sequence[SequenceSlice], rows: Sequence[SamplingRow]) -> Choices | None:
+        """See `AheadModel.queue`."""
+        logits = self._forward(slices)
+        if not rows:
+            return None
+        with torch.cuda.device(self._device):
+            return self._chooser.choose(logits, rows)
+
+    def chooses(self, row: SamplingRow) -> bool:
+        """See `AheadModel.chooses`."""
+        return takes(row) and self.vocab_size % 8 == 0 and self.vocab_size <= MAX_VOCABULARY
+
+    @torch.inference_mode()
+    def _forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
+        """As `forward`, in float16; the next call overwrites it."""
         single = [part for part in slices if len(part.token_ids) == 1]
         longer = [part for part in slices if len(part.token_ids) > 1]
         found = []
         with torch.cuda.device(self._device):
             for first in range(0, len(single), MAX_BATCH):
-                found.append(self._decode.run(single[first : first + MAX_BATCH]).float())
+                logits = self._decode.run(single[first : first + MAX_BATCH])
+                found.append(logits if len(single) <= MAX_BATCH else logits.clone())
             if longer:
-                found.append(self._prefill.run(longer).float())
+                found.append(self._prefill.run(longer))
             logits = torch.cat(found) if len(found) > 1 else found[0]
             rows = wanted_rows(slices)
-            return (
-                logits if rows == list(range(len(logits))) else logits[torch.tensor(rows, device=self._device).long()]
-            )
+            if rows == list(range(len(logits))):
+                return logits
+            index = torch.tensor(rows, dtype=torch.int64).pin_memory()
+            return logits[index.to(self._device, non_blocking=True)]
 
     def probe(self) -> None:
         """Compute something tiny on the device; see probe_device."""
@@ -75,7 +100,7 @@ class HopperModel:
 
     def _run_prefill_once(self) -> None:
         """Load what prefill needs, by a step of enough tokens to take every path. Nobody reads what it writes."""
-        num_tokens = min(MAX_QUANTIZED_ROWS + 1, self.max_context)
+        num_tokens = min(2 * WIDE_ROWS + 1, self.max_context)
         self._prefill.run([SequenceSlice([0] * num_tokens, 0, range(self.num_blocks), wants_logits=True)])
 
 

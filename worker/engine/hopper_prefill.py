@@ -1,7 +1,7 @@
 """Prefill on a Hopper GPU: all the step's longer slices in one pass, over whatever prefix is in the KV cache.
 
-Products of few rows read the packed weights. Above that a weight is first written out in float16 to a scratch that all
-layers share, for cuBLAS: then arithmetic is the limit, not the memory.
+Every product reads the packed weights, dequantized in registers on their way to the tensor cores (kernels/gemm.py); no
+float16 copy of a weight exists.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from worker.engine.config import LlamaConfig
 from worker.engine.hopper_weights import HopperLayer, HopperWeights
 from worker.engine.kernels.attention import BLOCK_SIZE, HEAD_DIM
 from worker.engine.kernels.gemm import QuantizedGemm
-from worker.engine.kernels.rowwise import add_rms_norm, dequantize, rotate_and_write, silu_multiply
+from worker.engine.kernels.rowwise import add_rms_norm, rotate_and_write
 from worker.engine.kv_tensors import KVTensors
-
-MAX_QUANTIZED_ROWS = 256  # products of more rows dequantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +64,6 @@ class Prefill:
         self._weights = weights
         self._kv = kv
         self._cos, self._sin = cos, sin
-        largest = max(gemm.weight.shape[0] * gemm.weight.shape[1] for gemm in weights.layers[0].gemms)
-        self._scratch = torch.empty(largest, dtype=torch.float16, device=weights.embedding.device)
 
     def run(self, slices: Sequence[SequenceSlice]) -> Tensor:
         """Run slices of any length, and return the wanted logits, [number of them, V] float16, in slice order."""
@@ -77,10 +73,11 @@ class Prefill:
         x = torch.empty_like(residual, dtype=torch.float16)
         delta: Tensor | None = None
         for index, layer in enumerate(weights.layers):
-            add_rms_norm(residual, delta, layer.attention_norm, self._eps, x)
-            delta = self._multiply(layer.attention_out, self._attend(index, layer, x, plan))
-            add_rms_norm(residual, delta, layer.mlp_norm, self._eps, x)
-            delta = self._multiply(layer.down, self._multiply(layer.gate_up, x))
+            # The kernel before the first norm is torch's, which lets nothing start early.
+            add_rms_norm(residual, delta, layer.attention_norm, self._eps, x, overlap=index > 0)
+            delta = _multiply(layer.attention_out, self._attend(index, layer, x, plan))
+            add_rms_norm(residual, delta, layer.mlp_norm, self._eps, x, overlap=True)
+            delta = _multiply(layer.down, _multiply(layer.gate_up, x))
         if not plan.logit_rows.numel():
             return x.new_empty(0, weights.lm_head.shape[0])
         add_rms_norm(residual, delta, weights.final_norm, self._eps, x)
@@ -90,8 +87,8 @@ class Prefill:
         """[T, hidden] to [T, H * D]: causal attention, each slice over its own sequence; writes keys and values."""
         keys, values = self._kv.keys[index], self._kv.values[index]
         queries = x.new_empty(x.shape[0], self._num_heads * HEAD_DIM)
-        qkv = self._multiply(layer.qkv, x)
-        rotate_and_write(qkv, queries, keys, values, plan.positions, plan.slots, self._cos, self._sin)
+        qkv = _multiply(layer.qkv, x)
+        rotate_and_write(qkv, queries, keys, values, plan.positions, plan.slots, self._cos, self._sin, overlap=True)
         gathered = (cache.flatten(0, 1).index_select(0, plan.key_slots) for cache in (keys, values))
         # Queries are the last of their sequence's positions: this operator aligns its causal mask at the end.
         mixed: Tensor = torch.ops.aten._flash_attention_forward(
@@ -107,16 +104,9 @@ class Prefill:
         )[0]
         return mixed.flatten(1)
 
-    def _multiply(self, gemm: QuantizedGemm, x: Tensor) -> Tensor:
-        """[T, K] to [T, num_outputs], by what is faster for T rows."""
-        num_rows, (num_outputs, num_inputs) = x.shape[0], gemm.weight.shape
-        out = x.new_empty(num_rows, gemm.weight.num_outputs)
-        if num_rows <= MAX_QUANTIZED_ROWS:
-            return gemm(x, out)
-        dense = dequantize(gemm.weight, self._scratch[: num_outputs * num_inputs].view(num_outputs, num_inputs))
-        if not gemm.weight.is_gate_up:
-            return torch.mm(x, dense.t(), out=out)
-        return silu_multiply(F.linear(x, dense), out)
+
+def _multiply(gemm: QuantizedGemm, x: Tensor) -> Tensor:
+    return gemm(x, x.new_empty(x.shape[0], gemm.weight.num_outputs), overlap=True)
 
 
 def plan_prefill(slices: Sequence[SequenceSlice], device: torch.device) -> PrefillPlan:
@@ -135,7 +125,8 @@ def plan_prefill(slices: Sequence[SequenceSlice], device: torch.device) -> Prefi
         np.asarray([0, *accumulate(num_keys)]),
         np.concatenate(wanted),
     ]
-    on_device = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+    on_host = torch.from_numpy(np.concatenate(parts).astype(np.int64))
+    on_device = (on_host.pin_memory() if device.type == "cuda" else on_host).to(device, non_blocking=True)
     ends = [0, *accumulate(len(part) for part in parts)]
     token_ids, positions, slots, key_slots, query_rows, key_rows, logit_rows = (
         on_device[first:end] for first, end in pairwise(ends)

@@ -68,7 +68,12 @@ class Scheduler:
     @property
     def can_schedule(self) -> bool:
         """Whether `schedule` would return a slice."""
-        return any(not sequence.is_held for sequence in self._running) or self._next_admissible() is not None
+        return any(not sequence.is_idle for sequence in self._running) or self._next_admissible() is not None
+
+    @property
+    def has_spare_blocks(self) -> bool:
+        """Whether nobody can be preempted by the next `schedule`."""
+        return self._pool.num_free >= len(self._running)
 
     def fits_alone(self, num_positions: int) -> bool:
         """Whether a sequence of that many positions fits the pool when it is the only one."""
@@ -95,7 +100,7 @@ class Scheduler:
         slices = self._schedule_decodes()
         budget -= len(slices)
         for sequence in self._running:
-            if budget > 0 and sequence.num_pending > 1 and not sequence.is_held:
+            if budget > 0 and sequence.num_pending > 1 and not sequence.is_idle:
                 slices.append(self._next_slice(sequence, budget))
                 budget -= slices[-1].num_tokens
         while budget > 0 and (admitted := self._next_admissible()) is not None:
@@ -130,7 +135,7 @@ class Scheduler:
     def _schedule_decodes(self) -> list[ScheduledSlice]:
         slices = []
         for sequence in tuple(self._running):  # oldest first: victims are later in the order, or held
-            if sequence.is_held or not sequence.block_table or sequence.num_pending != 1:
+            if sequence.is_idle or not sequence.block_table or sequence.num_pending != 1:
                 continue
             if self._reserve(sequence):
                 slices.append(ScheduledSlice(sequence, 1))

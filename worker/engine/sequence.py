@@ -245,7 +245,8 @@ StepEvent = StartedEvent | PrefilledEvent | PromptLogprobsEvent | TokenEvent | F
 class Sequence:
     """Token ids and KV blocks of one choice: all that the scheduler needs to know of it.
 
-    Invariant: num_computed < len(token_ids), and the block table covers num_computed positions.
+    Invariant: num_computed < len(token_ids), and the block table covers num_computed positions. A token below 0 has
+    been chosen but is not known yet (SequenceSlice); between steps only the last one may be.
 
     Attributes:
         arrival: rank among all sequences; the smaller is the older.
@@ -253,6 +254,7 @@ class Sequence:
         num_computed: leading positions whose keys and values are in the cache.
         block_table: physical block of each logical block; empty while the sequence waits.
         is_held: not to be scheduled for now; its blocks stay.
+        is_full: it needs no further step: the token that is not known yet is its last.
         choice: which of its generation's.
         num_common: leading tokens that every sequence of this generation has; 0 if there is no other.
         wants_all_logits: the logits after each token are wanted, not only those after the last.
@@ -264,6 +266,7 @@ class Sequence:
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
     is_held: bool = False
+    is_full: bool = False
     choice: int = 0
     num_common: int = 0
     wants_all_logits: bool = False
@@ -272,6 +275,16 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens that are not in the KV cache yet; 1 while decoding."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def is_idle(self) -> bool:
+        """Not to be scheduled, though it has a pending token."""
+        return self.is_held or self.is_full
+
+    @property
+    def num_unknown(self) -> int:
+        """Tokens at its end that have been chosen but are not known yet; at most 2."""
+        return sum(token_id < 0 for token_id in self.token_ids[-2:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -147,17 +147,21 @@ def compile_source(text: str, arch: str, file: str) -> bytes:
 
 def tensor_map(x: torch.Tensor, box_rows: int) -> TensorMap:
     """The map of x [M, K] fp16, rows of K together, in boxes of `box_rows` x 64; rows past M read as zeros."""
+    return _tensor_map(x.data_ptr(), *x.shape, x.stride(0), box_rows)
+
+
+@lru_cache(maxsize=4096)
+def _tensor_map(address: int, rows: int, columns: int, row_stride: int, box_rows: int) -> TensorMap:
     room = ctypes.create_string_buffer(192)
     aligned = (ctypes.addressof(room) + 63) & ~63
-    rows, columns = x.shape
     _check(
         _driver().cuTensorMapEncodeTiled(
             ctypes.c_void_p(aligned),
             _FLOAT16,
             2,
-            ctypes.c_void_p(x.data_ptr()),
+            ctypes.c_void_p(address),
             (ctypes.c_uint64 * 2)(columns, rows),
-            (ctypes.c_uint64 * 1)(x.stride(0) * 2),
+            (ctypes.c_uint64 * 1)(row_stride * 2),
             (ctypes.c_uint32 * 2)(64, box_rows),
             (ctypes.c_uint32 * 2)(1, 1),
             0,

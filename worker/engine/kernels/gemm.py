@@ -1,8 +1,9 @@
-"""Products of fp16 activations with int8 or NF4 weights: packing at load, and the launch of gemm.cu.
+"""Products of fp16 activations with int8 or NF4 weights: packing at load, and the launch of gemm.cu and gemm_wide.cu.
 
 Deterministic. A row's result depends neither on the other rows nor on its place as long as the batch stays within one
 tile size (8, 16, 32, 64 or 128 rows). Between tile sizes the order of the sums may change (Tuning.num_groups), and NF4
-rounds its weights instead of scaling its sums from 64 rows on (SCALE_SUMS in gemm.cu).
+rounds its weights instead of scaling its sums from 64 rows on (SCALE_SUMS). Above 128 rows a row's result may depend on
+how many times 128 rows there are, and on which of them it is in: that decides where the sums are split.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from worker.engine.kernels.build import Kernel, load_kernels, tensor_map
+from worker.engine.kernels.build import SOURCES, Kernel, load_kernels, tensor_map
 from worker.engine.kernels.repack import UNIT_COLUMNS, UNIT_ROWS, pack_int8, pack_nf4, pair_rows
 from worker.engine.weights import NF4_CODES, Int8Weight, Nf4Weight
 
 TILE_SIZES = (8, 16, 32, 64, 128)
+WIDE_ROWS = 128  # gemm_wide.cu, BATCH: above this many rows it takes over
+WIDE_STAGES = 3
 MAX_TAGGED_TILE = 32  # gemm.cu, TAGGED
 MIN_SHARED_BYTES = 120 * 1024
 
@@ -111,7 +114,7 @@ class GemmWorkspace:
         self.num_blocks = torch.cuda.get_device_properties(device).multi_processor_count
         sums = self.num_blocks * UNIT_ROWS
         self.tagged = torch.zeros(2 * sums * MAX_TAGGED_TILE, dtype=torch.int32, device=device)
-        self.plain = torch.empty(sums * max(TILE_SIZES), device=device)
+        self.plain = torch.empty(2 * sums * WIDE_ROWS, device=device)  # a wide tile has two units' outputs
         self.flags = torch.zeros(self.num_blocks, dtype=torch.int32, device=device)
 
     def check(self) -> None:
@@ -138,9 +141,10 @@ class QuantizedGemm:
         assert out.is_contiguous()
         assert x.shape[1] == self.weight.shape[1]
         assert out.shape == (x.shape[0], self.weight.num_outputs)
-        largest = max(self._tuning)
-        for first in range(0, x.shape[0], largest):
-            self._launch(x[first : first + largest], out[first : first + largest], overlap)
+        if x.shape[0] > max(self._tuning):
+            self._launch_wide(x, out, overlap)
+        else:
+            self._launch(x, out, overlap)
         return out
 
     def _launch(self, x: Tensor, out: Tensor, overlap: bool) -> None:
@@ -168,6 +172,28 @@ class QuantizedGemm:
             overlap=overlap,
         )
 
+    def _launch_wide(self, x: Tensor, out: Tensor, overlap: bool) -> None:
+        weight, workspace = self.weight, self._workspace
+        output_tiles = weight.units.shape[0] // self._chunks
+        num_units = -(-output_tiles // 2) * -(-x.shape[0] // WIDE_ROWS) * self._chunks
+        _load_wide(x.device.index, weight.bits, weight.is_gate_up).launch(
+            (min(workspace.num_blocks, num_units), 1, 1),
+            3 * 128,
+            (
+                tensor_map(x, WIDE_ROWS),
+                ctypes.c_void_p(weight.units.data_ptr()),
+                ctypes.c_void_p(weight.row_scale.data_ptr()),
+                ctypes.c_void_p(out.data_ptr()),
+                ctypes.c_void_p(workspace.plain.data_ptr()),
+                ctypes.c_void_p(workspace.flags.data_ptr()),
+                ctypes.c_int(x.shape[0]),
+                ctypes.c_int(weight.num_outputs),
+                ctypes.c_int(output_tiles),
+                ctypes.c_int(self._chunks),
+            ),
+            overlap=overlap,
+        )
+
 
 def source_of(bits: int, tile: int, is_gate_up: bool, tuning: Tuning) -> tuple[dict[str, int], str, int]:
     """Macros, text before gemm.cu, and bytes of shared memory of one variant."""
@@ -179,14 +205,39 @@ def source_of(bits: int, tile: int, is_gate_up: bool, tuning: Tuning) -> tuple[d
         "EARLY_STAGES": tuning.num_stages // 2,
         "K_GROUPS": tuning.num_groups,
         "SILU": int(is_gate_up),
+        # For few rows of x it is cheaper, and more exact, to scale the sums of 64 inputs than the NF4 weights.
+        "SCALE_SUMS": int(bits == 4 and tile <= 32),
     }
-    halves = ", ".join(str(struct.unpack("<H", struct.pack("<e", code))[0]) for code in NF4_CODES)
-    prelude = f"__constant__ u16 NF4[16] = {{{halves}}};\n" + _wgmma(tile, "wgmma", 1) + _wgmma(tile, "wgmma_first", 0)
+    prelude = _prelude(tile) + _wgmma(tile, "wgmma_first", 0) + _shared_text()
     unit_bytes = 16384 if bits == 8 else 9216
     shared = tuning.num_stages * (unit_bytes + 256 * tile + 16) + (32768 if bits == 4 else 0) + 1024
     shared += 512 * tile if tuning.num_groups == 2 else 0
     # More than half of a multiprocessor's, so that its blocks spread evenly: two of one product would never share one.
     return defines, prelude, max(shared, MIN_SHARED_BYTES)
+
+
+def wide_source_of(bits: int, is_gate_up: bool) -> tuple[dict[str, int], str, int]:
+    """Macros, text before gemm_wide.cu, and bytes of shared memory of one variant."""
+    defines = {"FORMAT": bits, "STAGES": WIDE_STAGES, "SILU": int(is_gate_up), "SCALE_SUMS": 0}
+    stage_bytes = 256 * WIDE_ROWS + 2 * (16384 if bits == 8 else 9216) + 16
+    shared = WIDE_STAGES * stage_bytes + (32768 if bits == 4 else 0) + 1024
+    return defines, _prelude(WIDE_ROWS) + _shared_text(), shared
+
+
+@cache
+def _load_wide(device_index: int, bits: int, is_gate_up: bool) -> Kernel:
+    defines, prelude, shared = wide_source_of(bits, is_gate_up)
+    with torch.cuda.device(device_index):
+        return load_kernels("gemm_wide.cu", defines, prelude, {"quantized_gemm_wide": shared})["quantized_gemm_wide"]
+
+
+def _prelude(tile: int) -> str:
+    halves = ", ".join(str(struct.unpack("<H", struct.pack("<e", code))[0]) for code in NF4_CODES)
+    return f"__constant__ u16 NF4[16] = {{{halves}}};\n" + _wgmma(tile, "wgmma", 1)
+
+
+def _shared_text() -> str:
+    return (SOURCES / "weights.cuh").read_text()
 
 
 @cache

@@ -1,7 +1,5 @@
-// The small kernels between the products: add + RMSNorm, rotary embedding + cache write, SiLU x up, greedy choice, and
-// stored weights to fp16 for products of many rows. One block of threads per row unless said otherwise.
-//
-// Compiled once per HIDDEN (a multiple of 256, up to 8192) and FORMAT (0: no weights, 8, 4); D is 128.
+// The small kernels between the products: embedding, add + RMSNorm, rotary embedding + cache write. One block of threads per
+// row. Compiled once per HIDDEN (a multiple of 256, up to 8192); D is 128.
 
 constexpr int NORM_THREADS = HIDDEN / 8, D = 128;
 
@@ -70,114 +68,14 @@ rotate_and_write(const u16* __restrict__ qkv, u16* __restrict__ queries, u16* __
   }
 }
 
-// out[i] = silu(gate[i]) * up[i] for rows [gate, up] of 2 * width; grid (rows, ceil(width / 2048)).
-extern "C" __global__ void __launch_bounds__(256)
-silu_multiply(const u16* __restrict__ gate_up, u16* __restrict__ out, int width) {
+// residual = the embedding's rows; a token below 0 is number -1 - token of those chosen last, which the host does not know yet.
+extern "C" __global__ void __launch_bounds__(NORM_THREADS)
+embed(const int* __restrict__ token_ids, const int* __restrict__ chosen, const u16* __restrict__ embedding, float* __restrict__ residual) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int i = (blockIdx.y * 256 + threadIdx.x) * 8;
-  if (i >= width) return;
-  const uint4 gate = *(const uint4*)(gate_up + (size_t)blockIdx.x * 2 * width + i);
-  const uint4 up = *(const uint4*)(gate_up + (size_t)blockIdx.x * 2 * width + width + i);
-  const u32 g[4] = {gate.x, gate.y, gate.z, gate.w}, u[4] = {up.x, up.y, up.z, up.w};
-  u32 y[4];
-#pragma unroll
-  for (int j = 0; j < 4; j++) y[j] = pack_half2(silu(half_low(g[j])) * half_low(u[j]), silu(half_high(g[j])) * half_high(u[j]));
-  *(uint4*)(out + (size_t)blockIdx.x * width + i) = make_uint4(y[0], y[1], y[2], y[3]);
+  const int given = token_ids[blockIdx.x], token = given < 0 ? chosen[-1 - given] : given, i = threadIdx.x * 8;
+  const uint4 v = *(const uint4*)(embedding + (size_t)token * HIDDEN + i);
+  float* out = residual + (size_t)blockIdx.x * HIDDEN + i;
+  *(float4*)out = make_float4(half_low(v.x), half_high(v.x), half_low(v.y), half_high(v.y));
+  *(float4*)(out + 4) = make_float4(half_low(v.z), half_high(v.z), half_low(v.w), half_high(v.w));
 }
-
-// The likeliest token of each row (the first of equals), its log softmax, and whether the row was sound: no NaN, no +inf and
-// one finite logit. No atomics; sums in a fixed order.
-extern "C" __global__ void __launch_bounds__(1024)
-choose_greedy(const u16* __restrict__ logits, int* __restrict__ token_ids, float* __restrict__ logprobs, int* __restrict__ is_valid,
-              int vocab_size) {
-  __shared__ float tops[32], totals[32];
-  __shared__ int ids[32];
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  const u16* row = logits + (size_t)blockIdx.x * vocab_size;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  float top = -INFINITY_F, total = 0.f;
-  int id = 0x7fffffff, is_sound = 1;
-  for (int i = threadIdx.x * 8; i < vocab_size; i += 8192) {
-    const uint4 v = *(const uint4*)(row + i);
-    const u32 words[4] = {v.x, v.y, v.z, v.w};
-    const float before = top;
-    float values[8];
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-      values[j] = j % 2 ? half_high(words[j / 2]) : half_low(words[j / 2]);
-      if (!(values[j] < INFINITY_F)) is_sound = 0;
-      if (values[j] > top) { top = values[j]; id = i + j; }
-    }
-    const float shift = top == -INFINITY_F ? 0.f : top;
-    total *= exp_fast(before - shift);
-#pragma unroll
-    for (int j = 0; j < 8; j++) total += exp_fast(values[j] - shift);
-  }
-#pragma unroll
-  for (int round = 0; round < 2; round++) {  // the lanes of a warp, then the warps
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const float other = __shfl_xor_sync(~0u, top, offset), other_total = __shfl_xor_sync(~0u, total, offset);
-      const int other_id = __shfl_xor_sync(~0u, id, offset);
-      const float best = fmaxf(top, other), shift = best == -INFINITY_F ? 0.f : best;
-      const float mine = total * exp_fast(top - shift), theirs = other_total * exp_fast(other - shift);
-      total = lane & offset ? theirs + mine : mine + theirs;
-      if (other > top || (other == top && other_id < id)) id = other_id;
-      top = best;
-    }
-    if (round == 0) {
-      if (lane == 0) { tops[warp] = top; totals[warp] = total; ids[warp] = id; }
-      is_sound = __syncthreads_and(is_sound);
-      top = tops[lane]; total = totals[lane]; id = ids[lane];
-    }
-  }
-  if (threadIdx.x == 0) {
-    const bool found = is_sound && top > -INFINITY_F;
-    token_ids[blockIdx.x] = found ? id : 0;
-    logprobs[blockIdx.x] = -logf(total);
-    is_valid[blockIdx.x] = found;
-  }
-}
-
-#if FORMAT
-// One block of threads per unit of repack.py's layout: its 128 x 128 weights to out [N][K] fp16. With `pairs` not 0 the
-// rows of a tile alternate by 8 between the halves of out, which has 2 * pairs rows.
-extern "C" __global__ void __launch_bounds__(256)
-dequantize(const u8* __restrict__ units, const float* __restrict__ row_scale, u16* __restrict__ out, int N, int K, int chunks,
-           int pairs) {
-  constexpr int CODE_BYTES = FORMAT == 8 ? 16384 : 8192, UNIT_BYTES = FORMAT == 8 ? 16384 : 8192 + 1024;
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  const u8* unit = units + (size_t)blockIdx.x * UNIT_BYTES;
-  const int tile = blockIdx.x / chunks, chunk = blockIdx.x % chunks, tid = threadIdx.x;
-  const int lane = tid & 31, warp_row = tid >> 5, g = lane >> 2, t = lane & 3;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int stored = tile * 128 + warp_row * 16 + h * 8 + g;
-    const int n = pairs ? tile * 64 + warp_row * 8 + g + h * pairs : stored;
-    const bool exists = pairs ? tile * 64 + warp_row * 8 + g < pairs : n < N;
-    const float scale = FORMAT == 8 ? row_scale[stored] : 0.f;
-#pragma unroll
-    for (int step = 0; step < 8; step++) {
-      float w[4];
-      if (FORMAT == 8) {
-        const u32 word = *(const u32*)(unit + ((warp_row * 4 + step / 2) * 32 + lane) * 16 + (step % 2 * 2 + h) * 4);
-#pragma unroll
-        for (int i = 0; i < 4; i++) w[i] = (float)((int)(word >> (8 * i) & 255) - 128) * scale;
-      } else {
-        const u32 word = *(const u32*)(unit + ((warp_row * 2 + step / 4) * 32 + lane) * 16 + step % 4 * 4) >> (8 * h);
-        const float absmax = *(const float*)(unit + CODE_BYTES + (step / 4 * 128 + warp_row * 16 + h * 8 + g) * 4);
-        w[0] = NF4_FLOAT[word >> 4 & 15] * absmax;
-        w[1] = NF4_FLOAT[word & 15] * absmax;
-        w[2] = NF4_FLOAT[word >> 20 & 15] * absmax;
-        w[3] = NF4_FLOAT[word >> 16 & 15] * absmax;
-      }
-      const int k = chunk * 128 + step * 16 + 2 * t;
-      if (exists && k < K) *(u32*)(out + (size_t)n * K + k) = pack_half2(w[0], w[1]);
-      if (exists && k + 8 < K) *(u32*)(out + (size_t)n * K + k + 8) = pack_half2(w[2], w[3]);
-    }
-  }
-}
-#endif
