@@ -2,16 +2,17 @@
 
     python -m bench.engine --shape 7b --quantization int8 nf4 --out engine.json
 
-Greedy, prompt 128, 128 new tokens, all sequences at once. `model ms` is a decode step of the model alone, at a context
-of 192, the middle of the run; `engine ms` a step of the engine while all sequences decode: scheduler, model, sampler,
-text and events. The limit is the bytes of weights, head and KV cache, each read once, over the copy bandwidth measured
-in the same run. TTFT is from `add` to the first token of a prompt of 512 tokens, alone. Prints a table, writes all
-numbers to --out.
+Greedy, 128 new tokens, all sequences at once; prompts of 128 tokens, and of 1,984 up to a batch of 32. `model ms` is a
+decode step of the model alone, at the context in the middle of the run; `engine ms` a step of the engine while all
+sequences decode: scheduler, model, sampler, text and events. The limit is the bytes of weights, head and KV cache, each
+read once, over the copy bandwidth measured in the same run. TTFT is from `add` to the first token of a prompt of 512
+tokens, alone. Prints a table, writes all numbers to --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -36,8 +37,7 @@ from worker.engine.sequence import GenerationRequest, SamplingParams, StoppingPa
 from worker.engine.weights import LinearWeight
 
 BATCHES = (1, 8, 32, 64, 128)
-PROMPT, NEW, TTFT_PROMPT = 128, 128, 512
-CONTEXT = PROMPT + NEW // 2
+NEW, TTFT_PROMPT = 128, 512
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 
 
@@ -47,6 +47,7 @@ class Row:
 
     shape: str
     quantization: str
+    prompt: int
     batch: int
     model_ms: float
     model_spread: float
@@ -113,10 +114,10 @@ def request(number: int, prompt: int, new: int) -> GenerationRequest:
     )
 
 
-def decode_step_times(engine: Engine, batch: int) -> list[float]:
+def decode_step_times(engine: Engine, batch: int, prompt: int) -> list[float]:
     """Seconds of every step in which each of `batch` sequences decoded a token, of one run from empty to empty."""
     for number in range(batch):
-        engine.add(request(number, PROMPT, NEW))
+        engine.add(request(number, prompt, NEW))
     times: list[float] = []
     num_alive = 0
     while engine.has_work:
@@ -131,11 +132,11 @@ def decode_step_times(engine: Engine, batch: int) -> list[float]:
     return times
 
 
-def model_times_ms(model: HopperModel, batch: int, repeats: int = 25) -> list[float]:
+def model_times_ms(model: HopperModel, batch: int, context: int, repeats: int = 25) -> list[float]:
     """Milliseconds of a decode step of the model alone, inputs and logits included, by events around each."""
-    blocks = -(-CONTEXT // BLOCK_SIZE)
+    blocks = -(-context // BLOCK_SIZE)
     slices = [
-        SequenceSlice([7], CONTEXT - 1, range(row * blocks, (row + 1) * blocks), wants_logits=True)
+        SequenceSlice([7], context - 1, range(row * blocks, (row + 1) * blocks), wants_logits=True)
         for row in range(batch)
     ]
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]
@@ -146,20 +147,24 @@ def model_times_ms(model: HopperModel, batch: int, repeats: int = 25) -> list[fl
     return [first.elapsed_time(second) for first, second in pairwise(marks)][repeats // 5 :]
 
 
-def measure(model: HopperModel, shape: str, quantization: Quantization, batch: int, bandwidth: float) -> Row:
+def measure(
+    model: HopperModel, shape: str, quantization: Quantization, prompt: int, batch: int, bandwidth: float
+) -> Row:
     """One row of the table; the engine runs once before it is timed."""
     config = model.config
-    kv_bytes = batch * CONTEXT * config.kv_bytes_per_block(1, 2)
+    context = prompt + NEW // 2
+    kv_bytes = batch * context * config.kv_bytes_per_block(1, 2)
     limit_ms = (model.weights.num_bytes_read + kv_bytes) / bandwidth * 1e3
     engine = make_engine(model, batch)
-    decode_step_times(engine, batch)
-    times_ms = sorted(second * 1e3 for second in decode_step_times(engine, batch))
+    decode_step_times(engine, batch, prompt)
+    times_ms = sorted(second * 1e3 for second in decode_step_times(engine, batch, prompt))
     mean_ms = statistics.mean(times_ms)
-    model_ms = model_times_ms(model, batch)
+    model_ms = model_times_ms(model, batch, context)
     median_ms = statistics.median(model_ms)
     return Row(
         shape=shape,
         quantization=quantization.value,
+        prompt=prompt,
         batch=batch,
         model_ms=median_ms,
         model_spread=(max(model_ms) - min(model_ms)) / median_ms,
@@ -184,11 +189,13 @@ def ttft_ms(model: HopperModel, repeats: int = 7) -> list[float]:
     return times[2:]
 
 
-def bench(shape: str, quantization: Quantization, batches: Sequence[int], bandwidth: float) -> dict[str, object]:
+def bench(
+    shape: str, quantization: Quantization, prompts: Sequence[int], batches: Sequence[int], bandwidth: float
+) -> dict[str, object]:
     """Make the model and measure all of it."""
     torch.cuda.reset_peak_memory_stats()
     config = config_of(shape)
-    blocks = max(batches) * (-(-(PROMPT + NEW) // BLOCK_SIZE) + 1) + 16
+    blocks = max(_num_blocks(prompt, batch) for prompt in prompts for batch in _batches(prompt, batches))
     begun = time.perf_counter()
     model = load_hopper_model(
         RandomSource(config, quantization), config, kv_blocks=blocks, kv_bytes=None, progress=lambda _: None
@@ -200,13 +207,19 @@ def bench(shape: str, quantization: Quantization, batches: Sequence[int], bandwi
         f"{shape} {quantization.value}: ready in {ready_s:.1f} s, TTFT {statistics.median(first_tokens):.1f} ms",
         flush=True,
     )
-    rows = [measure(model, shape, quantization, batch, bandwidth) for batch in batches]
+    rows = [
+        measure(model, shape, quantization, prompt, batch, bandwidth)
+        for prompt in prompts
+        for batch in _batches(prompt, batches)
+    ]
     peak_gib = torch.cuda.max_memory_allocated() / 2**30
     kv_gib = config.kv_bytes_per_block(BLOCK_SIZE, 2) * blocks / 2**30
-    print("| weights | batch | model ms | spread | share | engine ms | p99 | decode tokens/s | scaled | share |")
+    print(
+        "| weights | prompt | batch | model ms | spread | share | engine ms | p99 | decode tokens/s | scaled | share |"
+    )
     for row in rows:
         print(
-            f"| {shape} {row.quantization} | {row.batch} | {row.model_ms:.2f} | {row.model_spread:.1%} |"
+            f"| {shape} {row.quantization} | {row.prompt} | {row.batch} | {row.model_ms:.2f} | {row.model_spread:.1%} |"
             f" {row.model_share:.0%} | {row.engine_ms:.2f} | {row.engine_p99_ms:.2f} | {row.tokens_per_s:,.0f} |"
             f" {row.tokens_per_s * 4.28e12 / bandwidth:,.0f} | {row.engine_share:.0%} |",
             flush=True,
@@ -221,21 +234,32 @@ def bench(shape: str, quantization: Quantization, batches: Sequence[int], bandwi
     }
 
 
+def _num_blocks(prompt: int, batch: int) -> int:
+    return batch * (-(-(prompt + NEW) // BLOCK_SIZE) + 1) + 16
+
+
+def _batches(prompt: int, batches: Sequence[int]) -> list[int]:
+    """Long contexts are measured up to a batch of 32: more fill the memory."""
+    return [batch for batch in batches if prompt <= 512 or batch <= 32]
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="7b")
     parser.add_argument("--quantization", nargs="+", choices=["int8", "nf4"], default=["int8", "nf4"])
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--prompts", nargs="+", type=int, default=[128, 1984])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    gc.freeze()  # as a worker does
     bandwidth = copy_bandwidth()
     device = torch.cuda.get_device_properties(0)
     print(f"copy bandwidth {bandwidth / 1e12:.3f} TB/s, {device.name}, torch {torch.__version__}", flush=True)
     result: dict[str, object] = {"device": device.name, "torch": torch.__version__, "copy_bytes_per_s": bandwidth}
     for name in arguments.quantization:
         torch.cuda.empty_cache()
-        result[name] = bench(arguments.shape, Quantization(name), arguments.batches, bandwidth)
+        result[name] = bench(arguments.shape, Quantization(name), arguments.prompts, arguments.batches, bandwidth)
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

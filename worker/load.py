@@ -1,6 +1,7 @@
 """Loads what an engine process serves: the model with its engine, and the bundle that gateways need."""
 
 import dataclasses
+import gc
 
 import torch
 
@@ -40,9 +41,18 @@ def load(settings: WorkerSettings, progress: Progress) -> Served:
         settings.model_path, quantization=progress.quantization, chat_format=_CHAT_FORMATS[settings.chat_format]
     )
     model = load_model(
-        settings.model_path, quantization, device, kv_bytes=settings.kv_cache_bytes or None, progress=note
+        settings.model_path,
+        quantization,
+        device,
+        kv_bytes=settings.kv_cache_bytes or None,
+        progress=note,
+        fixed_rows=settings.max_sequences if settings.deterministic else 0,
     )
-    bounds = EngineSettings(settings.max_sequences, settings.max_step_tokens, settings.prefill_chunk)
+    gc.collect()
+    gc.freeze()  # a pass over all that was loaded would stop the engine for ten steps
+    bounds = EngineSettings(
+        settings.max_sequences, settings.max_step_tokens, settings.prefill_chunk, settings.deterministic
+    )
     served_context = min(bundle.context_length, model.max_context)  # a small KV cache shortens it
     return Served(
         bundle=dataclasses.replace(bundle, context_length=served_context),

@@ -39,6 +39,11 @@ class WorkerSettings(BaseSettings):
     )
     max_step_tokens: int = Field(default=2048, ge=1, description="tokens in one step, prefill and decode together")
     prefill_chunk: int = Field(default=512, ge=1, description="prompt tokens of one sequence in one step")
+    deterministic: bool = Field(
+        default=False,
+        description="a generation's tokens depend on nothing else that runs, nor on a change of worker; slower, and on "
+        "the engine's own GPU kernels at most 128 max_sequences",
+    )
     kv_cache_bytes: int = Field(
         default=0, ge=0, description="size of the KV cache; 0 takes the free GPU memory, on the CPU 256 MiB"
     )

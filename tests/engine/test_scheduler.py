@@ -296,3 +296,25 @@ def test_contradictory_settings_are_refused(bounds: tuple[int, int, int]) -> Non
     """Each sequence needs one token of the budget, or decoding would starve."""
     with pytest.raises(ValueError, match="max_s"):
         EngineSettings(*bounds)
+
+
+def test_a_deterministic_sequence_is_computed_alike_in_company_and_when_it_is_continued() -> None:
+    """Its prompt in whole chunks whatever the budget, then a token a step, those of its log too."""
+    settings = EngineSettings(max_sequences=4, max_step_tokens=16, prefill_chunk=8, is_deterministic=True)
+    for num_others in (0, 3):
+        for num_logged in (0, 3):
+            scheduler = Scheduler(BlockPool(64), BLOCK_SIZE, settings)
+            sequence = Sequence("mine", 9, list(range(11 + num_logged)), num_prompt=11)
+            for number in range(num_others):
+                scheduler.add(Sequence(f"other{number}", number, list(range(20)), num_prompt=20))
+            scheduler.add(sequence)
+            slices: list[int] = []
+            while len(slices) < 6:
+                for slice_ in scheduler.schedule():
+                    if slice_.sequence is sequence:
+                        slices.append(slice_.num_tokens)
+                    completes = slice_.completes
+                    slice_.sequence.num_computed += slice_.num_tokens
+                    if completes:
+                        slice_.sequence.token_ids.append(0)
+            assert slices == [8, 3, 1, 1, 1, 1]

@@ -292,6 +292,20 @@ def test_steps_are_deterministic(models: Models) -> None:
         assert torch.equal(tested.forward(step), decoded)
 
 
+def test_with_fixed_rows_company_changes_no_bit() -> None:
+    """Neither a decode's nor a prompt's, whatever else is in the step."""
+    config = small_config(2)
+    source = RandomSource(config, Quantization.INT8, CUDA, CPU)
+    model = load_hopper_model(source, config, kv_blocks=60, kv_bytes=None, progress=lambda _: None, fixed_rows=20)
+    prompts = random_prompts(VOCAB, [300, 150, 20, 140, 7], seed=11)
+    tables = block_tables(model, [320] * 5)
+    steps = [SequenceSlice(prompt, 0, table, True) for prompt, table in zip(prompts, tables, strict=True)]
+    together = model.forward(steps)
+    assert torch.equal(together, torch.cat([model.forward([step]) for step in steps]))
+    steps = [SequenceSlice([9], len(prompt), table, True) for prompt, table in zip(prompts, tables, strict=True)]
+    assert torch.equal(model.forward(steps), torch.cat([model.forward([step]) for step in steps]))
+
+
 @pytest.mark.parametrize(("quantization", "max_gib"), [(Quantization.INT8, 7), (Quantization.NF4, 4.3)])
 def test_a_model_of_7b_shape_runs(quantization: Quantization, max_gib: float) -> None:
     """Its weights take the bytes of their format; a prompt and decode steps of 32 give finite, equal logits."""

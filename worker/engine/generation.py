@@ -97,7 +97,13 @@ def open_generation(
     """
     branches = {}
     for index, output_ids in enumerate(request.outputs):
-        sequence = Sequence(request.generation_id, first_arrival + index, list(request.prompt_ids), choice=index)
+        sequence = Sequence(
+            request.generation_id,
+            first_arrival + index,
+            list(request.prompt_ids),
+            choice=index,
+            num_prompt=len(request.prompt_ids),
+        )
         sequence.num_common = len(request.prompt_ids) if request.num_choices > 1 else 0
         choice = Choice(pieces, request.stopping, strip_leading_space=request.strip_leading_space)
         branches[index] = branch = Branch(request, sequence, choice, LogitRules(request, vocab_size))

@@ -41,6 +41,7 @@ class DecodeGraphs:
 
     Args:
         cos, sin: [positions, 64] float32, the rotary tables; as many positions as a sequence may have.
+        fixed_rows: every step runs with room for as many rows, or the batch size above; 0 for as few as there are.
         chosen: int32, tokens that a slice may name by number instead of by value (rowwise.embed).
         progress: called with the fraction captured, rising.
 
@@ -56,7 +57,11 @@ class DecodeGraphs:
         sin: Tensor,
         chosen: Tensor,
         progress: Callable[[float], None],
+        fixed_rows: int = 0,
     ) -> None:
+        if fixed_rows > MAX_BATCH:
+            raise ValueError(f"a decode step has at most {MAX_BATCH} rows, not {fixed_rows}")
+        self._batch_sizes = [size for size in BATCH_SIZES if size >= fixed_rows][: 1 if fixed_rows else None]
         self._eps = config.rms_norm_eps
         self._chosen = chosen
         self._weights = weights
@@ -72,23 +77,28 @@ class DecodeGraphs:
         self._capture(device, progress)
 
     def run(self, slices: Sequence[SequenceSlice]) -> Tensor:
-        """Run up to MAX_BATCH slices of one token each.
+        """Run up to `max_rows` slices of one token each.
 
         Returns:
             [number of slices, V] float16, overwritten by the next call.
         """
         context = next(size for size in self._context_sizes if size > max(part.start for part in slices))
-        batch = next(size for size in BATCH_SIZES if size >= len(slices))
+        batch = next(size for size in self._batch_sizes if size >= len(slices))
         self._inputs.copy(_step_inputs(slices, batch, context // BLOCK_SIZE))
         self._graphs[batch, context].replay()
         return self._buffers.logits[: len(slices)]
+
+    @property
+    def max_rows(self) -> int:
+        """Slices that one step takes."""
+        return self._batch_sizes[-1]
 
     def _capture(self, device: torch.device, progress: Callable[[float], None]) -> None:
         """Capture every graph on a stream of its own; before, each batch size runs once, which loads its kernels."""
         caller = torch.cuda.current_stream(device)
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch states no types here
         stream.wait_stream(caller)
-        steps = [(batch, context) for batch in BATCH_SIZES for context in self._context_sizes]
+        steps = [(batch, context) for batch in self._batch_sizes for context in self._context_sizes]
         pool = torch.cuda.graph_pool_handle()
         with torch.cuda.stream(stream):
             for done, (batch, context) in enumerate(steps):

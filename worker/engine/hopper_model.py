@@ -10,7 +10,7 @@ from torch import Tensor
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig
 from worker.engine.device_probe import probe_device
-from worker.engine.hopper_decode import MAX_BATCH, DecodeGraphs
+from worker.engine.hopper_decode import DecodeGraphs
 from worker.engine.hopper_prefill import Prefill
 from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import BLOCK_SIZE
@@ -26,6 +26,10 @@ MAX_ROWS = 1024  # tokens chosen in one step
 class HopperModel:
     """A quantized Llama with its KV cache, in float16 on one GPU. The engine's `ForwardModel`.
 
+    Args:
+        fixed_rows: a decode step always runs as one of so many rows, at most 128, and slices of several tokens run one
+            by one, so that a row's logits do not depend on what else is in the step. 0 is faster.
+
     Made ready: kernels are compiled (or found on disk), graphs are captured. `progress` is called with the fraction
     done, rising. Raises KernelBuildError where a kernel cannot be compiled or loaded.
     """
@@ -36,7 +40,9 @@ class HopperModel:
         weights: HopperWeights,
         kv: KVTensors,
         progress: Callable[[float], None] = lambda _: None,
+        fixed_rows: int = 0,
     ) -> None:
+        self._is_fixed = fixed_rows > 0
         if kv.block_size != BLOCK_SIZE:
             raise ValueError(f"the kernels take blocks of {BLOCK_SIZE} positions, not {kv.block_size}")
         self.config = config
@@ -52,7 +58,7 @@ class HopperModel:
             self._prefill = Prefill(config, weights, kv, cos, sin)
             self._run_prefill_once()
             self._chooser = TokenChooser(self._device, MAX_ROWS)
-            self._decode = DecodeGraphs(config, weights, kv, cos, sin, self._chooser.token_ids, progress)
+            self._decode = DecodeGraphs(config, weights, kv, cos, sin, self._chooser.token_ids, progress, fixed_rows)
 
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
         """Run the slices, write their keys and values, and return the logits that are wanted.
@@ -82,11 +88,12 @@ class HopperModel:
         longer = [part for part in slices if len(part.token_ids) > 1]
         found = []
         with torch.cuda.device(self._device):
-            for first in range(0, len(single), MAX_BATCH):
-                logits = self._decode.run(single[first : first + MAX_BATCH])
-                found.append(logits if len(single) <= MAX_BATCH else logits.clone())
-            if longer:
-                found.append(self._prefill.run(longer))
+            at_once = self._decode.max_rows
+            for first in range(0, len(single), at_once):
+                logits = self._decode.run(single[first : first + at_once])
+                found.append(logits if len(single) <= at_once else logits.clone())
+            for part in [[each] for each in longer] if self._is_fixed else [longer] * bool(longer):
+                found.append(self._prefill.run(part))
             logits = torch.cat(found) if len(found) > 1 else found[0]
             rows = wanted_rows(slices)
             if rows == list(range(len(logits))):

@@ -58,6 +58,7 @@ def load_model(
     block_size: int | None = None,
     resident_bytes: int = CPU_RESIDENT_BYTES,
     progress: Callable[[float], None] = lambda _: None,
+    fixed_rows: int = 0,
 ) -> LlamaModel | HopperModel:
     """Load a Hugging Face folder that is unquantized, or that transformers saved in 8 or 4 bits.
 
@@ -71,6 +72,7 @@ def load_model(
             any other number makes a LlamaModel.
         resident_bytes: bound on float32 copies of weights; CPU only.
         progress: called with the fraction loaded, 0 to 1, rising; on the caller's thread.
+        fixed_rows: see HopperModel; a LlamaModel on the CPU computes every row alike anyway.
 
     Raises UnsupportedModel for a model that the engine does not run or bytes that are already quantized otherwise,
     BrokenCheckpoint for missing or misshapen tensors, ValueError if the KV cache does not fit its budget.
@@ -80,7 +82,9 @@ def load_model(
         source = FolderSource(checkpoint, config, quantization, device)
         if block_size in (None, HOPPER_BLOCK_SIZE) and hopper_takes(config, source.quantization, device):
             try:
-                return load_hopper_model(source, config, kv_blocks=kv_blocks, kv_bytes=kv_bytes, progress=progress)
+                return load_hopper_model(
+                    source, config, kv_blocks=kv_blocks, kv_bytes=kv_bytes, progress=progress, fixed_rows=fixed_rows
+                )
             except (UnpackableWeight, KernelBuildError) as error:
                 log.warning("the Hopper kernels do not run %s, decoding will be slow: %s", folder, error)
         weights = load_weights(source, config, resident_bytes, progress)
@@ -97,6 +101,7 @@ def load_hopper_model(
     kv_blocks: int | None,
     kv_bytes: int | None,
     progress: Callable[[float], None],
+    fixed_rows: int = 0,
 ) -> HopperModel:
     """Pack every weight from `source`, which is on a Hopper GPU, and put a KV cache beside them.
 
@@ -112,7 +117,7 @@ def load_hopper_model(
     weights = load_hopper_weights(source, config, note_weights)
     device = weights.embedding.device
     kv = _make_kv(config, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=HOPPER_BLOCK_SIZE)
-    model = HopperModel(config, weights, kv, note_graphs)
+    model = HopperModel(config, weights, kv, note_graphs, fixed_rows)
     progress(1.0)
     return model
 

@@ -18,11 +18,15 @@ class EngineSettings:
         max_sequences: sequences that hold KV blocks at the same time.
         max_step_tokens: tokens in one step, decode and prefill together; at least `max_sequences`.
         prefill_chunk: prompt tokens of one sequence in one step.
+        is_deterministic: what a sequence computes in which step is a function of its own tokens alone, of a continued
+            one too: its prompt in whole chunks, and then a token a step, also those it had already. Blocks are not
+            shared, and a step may exceed `max_step_tokens` by less than a chunk.
     """
 
     max_sequences: int
     max_step_tokens: int
     prefill_chunk: int
+    is_deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.max_sequences < 1 or self.prefill_chunk < 1:
@@ -168,6 +172,9 @@ class Scheduler:
         sequence.num_computed = 0
 
     def _next_slice(self, sequence: Sequence, budget: int) -> ScheduledSlice:
+        if self._settings.is_deterministic:
+            num_prompt_left = sequence.num_prompt - sequence.num_computed
+            return ScheduledSlice(sequence, max(1, min(num_prompt_left, self._settings.prefill_chunk)))
         return ScheduledSlice(sequence, min(sequence.num_pending, self._settings.prefill_chunk, budget))
 
     def _next_admissible(self) -> Sequence | None:
@@ -194,7 +201,7 @@ class Scheduler:
         """The blocks that the sequence can begin with; None while another of its generation computes them."""
         # The last common token is left out: its logits choose the next one, so it runs again.
         num_blocks = max(0, sequence.num_common - 1) // self._block_size
-        if num_blocks == 0 or sequence.wants_all_logits:
+        if num_blocks == 0 or sequence.wants_all_logits or self._settings.is_deterministic:
             return []
         relatives = [each for each in self._running if each.generation_id == sequence.generation_id]
         for each in relatives:

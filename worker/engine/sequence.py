@@ -256,6 +256,7 @@ class Sequence:
         is_held: not to be scheduled for now; its blocks stay.
         is_full: it needs no further step: the token that is not known yet is its last.
         choice: which of its generation's.
+        num_prompt: leading tokens that were not generated.
         num_common: leading tokens that every sequence of this generation has; 0 if there is no other.
         wants_all_logits: the logits after each token are wanted, not only those after the last.
     """
@@ -268,6 +269,7 @@ class Sequence:
     is_held: bool = False
     is_full: bool = False
     choice: int = 0
+    num_prompt: int = 0
     num_common: int = 0
     wants_all_logits: bool = False
 
