@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +51,15 @@ class Pace:
 
     step_s: float = 0.0
 
+    def __call__(self) -> None:
+        """Wait as long."""
+        time.sleep(self.step_s)
+
 
 class PacedEngine:
-    """The engine, one step of which takes as long as `pace` says at least."""
+    """The engine, each step of which begins when `pace` returns."""
 
-    def __init__(self, engine: SteppingEngine, pace: Pace) -> None:
+    def __init__(self, engine: SteppingEngine, pace: Callable[[], object]) -> None:
         self._engine = engine
         self._pace = pace
 
@@ -64,7 +68,7 @@ class PacedEngine:
 
     def step(self) -> list[StepEvent]:
         """Wait, then step."""
-        time.sleep(self._pace.step_s)
+        self._pace()
         return self._engine.step()
 
 

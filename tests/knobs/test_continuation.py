@@ -26,9 +26,12 @@ from contract.messages import (
 )
 from llamaherd.v1 import common_pb2
 from tests.knobs.model import EOS_IDS
-from tests.knobs.rig import FAVOURITES, PROMPT, load_engine, working
+from tests.knobs.rig import FAVOURITES, PROMPT, PacedEngine, load_engine, working
 from tests.redis_server import RunningServer
 from tests.until import until
+from tests.worker.engine_double import Gate
+from tests.worker.rig import has_tokens
+from tests.worker.test_serve import cut_log
 from worker.served import Served
 
 MODEL = "continued"
@@ -119,15 +122,17 @@ async def read(broker: Broker, generation_id: str) -> Log:
     return Log(tokens, ending)
 
 
-async def leave_at(broker: Broker, job: Job, tokens: Sequence[common_pb2.Token]) -> str:
-    """A worker takes the job, logs these tokens and hands it back."""
+async def leave_at(broker: Broker, job: Job, *rows: Sequence[common_pb2.Token]) -> str:
+    """A worker takes the job, logs these tokens, row by row, and hands it back."""
     generation_id = await submit(broker, job)
     (entry,) = await broker.read_jobs(FIRST, MODEL, "normal", count=1, block_ms=1000)
     lease = new_lease()
     assert isinstance(await broker.take(entry, worker_id=FIRST, lease=lease), Taken)
-    if tokens:
-        body, chain = encode_tokens([as_logged(token) for token in tokens], CHAIN_START)
-        await broker.step([StepRow(generation_id, lease, 0, len(tokens), CHAIN_START, chain, body)])
+    start, chain0 = 0, CHAIN_START
+    for tokens in filter(None, rows):
+        body, chain1 = encode_tokens([as_logged(token) for token in tokens], chain0)
+        await broker.step([StepRow(generation_id, lease, start, len(tokens), chain0, chain1, body)])
+        start, chain0 = start + len(tokens), chain1
     assert await broker.release(entry, worker_id=FIRST, lease=lease)
     return generation_id
 
@@ -167,6 +172,30 @@ async def test_the_rest_is_the_same_from_every_cut(valkey: RunningServer, anothe
         assert by_choice(log.tokens) == by_choice(whole.tokens), f"cut at {cut}"
         assert log.ending.choice_ends == whole.ending.choice_ends, f"cut at {cut}"
         assert log.ending.attempts == 2
+
+
+async def test_a_lost_tail_gets_an_earlier_workers_tokens_again(valkey: RunningServer, another: Served) -> None:
+    """The log went back behind where this worker began: it appends all that it had read there, alternatives too."""
+    case = dataclasses.replace(CASES["draws, penalties, n=3"], logprobs=True, top_logprobs=4)
+    job, lossy = (dataclasses.replace(case, generation_id=keys.new_generation_id()) for _ in range(2))
+    broker, gate = Broker.connect(valkey.url), Gate(0)
+    try:
+        async with working(valkey.url, another, MODEL):
+            whole = await read(broker, await submit(broker, job))
+        await leave_at(broker, lossy, whole.tokens[:3], whole.tokens[3:9])
+        async with working(valkey.url, dataclasses.replace(another, engine=PacedEngine(another.engine, gate)), MODEL):
+            try:
+                gate.allow(1)
+                await until(lambda: has_tokens(broker, lossy.generation_id, 10))
+                await cut_log(valkey.url, lossy.generation_id, 3)
+            finally:
+                gate.open()
+            log = await read(broker, lossy.generation_id)
+    finally:
+        await broker.close()
+
+    assert by_choice(log.tokens) == by_choice(whole.tokens)
+    assert all(len(token.top_logprobs) == 4 for token in log.tokens)
 
 
 def by_choice(tokens: Sequence[common_pb2.Token]) -> list[list[tuple[object, ...]]]:
