@@ -4,10 +4,11 @@ What an RPC generates is noted on the way, by the calls that describe it on its 
 """
 
 import asyncio
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from contract.broker import Broker
@@ -49,7 +50,9 @@ class _Generating:
     operation: str
     model: str = ""
     num_prompt_tokens: int = 0
+    started_s: float = field(default_factory=time.monotonic)
     has_first_token: bool = False
+    has_ended: bool = False
 
     @property
     def labels(self) -> dict[str, str]:
@@ -88,6 +91,8 @@ def note_ending(ending: Ending, job: Job) -> None:
     if generating is None:
         return
     labels, times = generating.labels, ending.times
+    generating.has_ended = True
+    _request_duration.record(time.monotonic() - generating.started_s, labels)
     if times.first_token_ms and not generating.has_first_token:
         _time_to_first_token.record(max(0, times.first_token_ms - times.accepted_ms) / 1000, labels)
     num_output = job.num_output(ending.num_tokens)
@@ -108,8 +113,8 @@ def note_rpc(method: str, code: str, reason: str, duration_s: float) -> None:
     labels = {names.ATTR_RPC_SYSTEM: "grpc", names.ATTR_RPC_METHOD: method, names.ATTR_RPC_STATUS: code, **error}
     _rpc_duration.record(duration_s, labels)
     generating = _generating.get()
-    if generating is not None and generating.model:
-        _request_duration.record(duration_s, {**generating.labels, **error})
+    if error and generating is not None and generating.model and not generating.has_ended:
+        _request_duration.record(time.monotonic() - generating.started_s, {**generating.labels, **error})
 
 
 def count_sent_tokens(num_tokens: int) -> None:
