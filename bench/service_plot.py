@@ -6,24 +6,28 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 
 PARTS = {"gateway": ("gateway",), "worker": ("engine", "supervisor"), "Redis": ("redis",)}
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One bar a row, its parts stacked. The suffix of `path` says the format."""
+    """A group of bars for each row. The suffix of `path` says the format."""
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9})
-    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    labels = [_label(row, rows) for row in rows]
-    below = [0.0] * len(rows)
-    for name, processes in PARTS.items():
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    width = 0.8 / len(PARTS)
+    for number, (name, processes) in enumerate(PARTS.items()):
         costs = [sum(row["cpu_us_per_token"][process] for process in processes) for row in rows]
-        bars = axes.bar(labels, costs, bottom=below, width=0.6, label=name)
-        axes.bar_label(bars, fmt="%.1f", label_type="center", color="white")
-        below = [low + cost for low, cost in zip(below, costs, strict=True)]
+        places = [group + (number - (len(PARTS) - 1) / 2) * width for group in range(len(rows))]
+        axes.bar_label(axes.bar(places, costs, width=width, label=name), fmt="%.0f")
+    axes.set_xticks(range(len(rows)), [_label(row, rows) for row in rows])
     axes.set_xlabel("streams at the same time")
     axes.set_ylabel("CPU, µs a token")
-    axes.set_ylim(0, max(below) * 1.15)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
+    axes.margins(y=0.15)
     axes.legend(ncols=len(PARTS), loc="upper right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
