@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from herd.chat import ChatOptions, run_chat
 from herd.generate import GenerateOptions, run_generate
 from herd.models import ModelsOptions, run_models
 from herd.status import StatusOptions, run_status
 from herd.up import UpOptions, run_up
+from llamaherd.client import ChatKnobs
 from llamaherd.client.connection import DEFAULT_ADDRESS
 
 app = typer.Typer(
@@ -116,6 +118,50 @@ def generate(
         trace=trace,
     )
     raise SystemExit(run_generate(options))
+
+
+@app.command()
+def chat(
+    address: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="host:port of a gateway; with several the conversation survives one's loss", envvar="HERD_ADDRESS"
+        ),
+    ] = None,
+    start: Annotated[bool, typer.Option("--up", help="start a private `herd up` for the occasion")] = False,
+    model: Annotated[str, typer.Option(help="the model's name; may be left out when one is served")] = "",
+    system: Annotated[str, typer.Option(help="a system prompt")] = "",
+    handle: Annotated[str, typer.Option(help="go on with a conversation; /handle tells it")] = "",
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's")] = None,
+    top_p: Annotated[float | None, typer.Option(help="default: the model's")] = None,
+    top_k: Annotated[int | None, typer.Option(help="default: the model's")] = None,
+    seed: Annotated[int | None, typer.Option(help="default: a random one for each answer")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="of one answer; default: the model's")] = None,
+    stats: Annotated[bool, typer.Option(help="tokens and times after each answer")] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="seconds that one answer may take")] = 600.0,
+) -> None:
+    """Talk with a model; without a terminal, each line of standard input is a turn."""
+    knobs: ChatKnobs = {"model": model}
+    if temperature is not None:
+        knobs["temperature"] = temperature
+    if top_p is not None:
+        knobs["top_p"] = top_p
+    if top_k is not None:
+        knobs["top_k"] = top_k
+    if seed is not None:
+        knobs["seed"] = seed
+    if max_new_tokens is not None:
+        knobs["max_new_tokens"] = max_new_tokens
+    options = ChatOptions(
+        addresses=tuple(address or [DEFAULT_ADDRESS]),
+        start=start,
+        system=system,
+        handle=handle,
+        stats=stats,
+        timeout_s=timeout_s,
+        knobs=knobs,
+    )
+    raise SystemExit(run_chat(options))
 
 
 @app.command()

@@ -1,20 +1,16 @@
 """`herd generate`: one streamed answer in the terminal, under one trace."""
 
 import json
-import signal
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from google.protobuf import json_format
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from contract.lifetime import spawn
+from herd.private import NoHerd, private_herd
+from herd.show_error import show_error
 from llamaherd.client import Client, HerdError
 from llamaherd.v1 import common_pb2, generation_pb2
 from telemetry import names
@@ -45,16 +41,12 @@ class GenerateOptions:
     trace: bool
 
 
-class NoHerd(RuntimeError):
-    """The private `herd up` ended before it served."""
-
-
 def run_generate(options: GenerateOptions) -> int:
     """Stream the answer to standard output; the exit status (1: the service answered with an error)."""
     stop_tracing = start_tracing("llamaherd-client")
     try:
         if options.start:
-            with _private_herd() as address:
+            with private_herd() as address:
                 return _stream(options, [address])
         return _stream(options, options.addresses)
     except NoHerd as error:
@@ -97,7 +89,7 @@ def _stream(options: GenerateOptions, addresses: Sequence[str]) -> int:
             code = 0
         except HerdError as error:
             span.set_status(Status(StatusCode.ERROR, error.code.name))
-            _show_error(error)
+            show_error(error)
             code = 1
         if not options.as_json:
             print(flush=True)
@@ -115,33 +107,3 @@ def _show(response: generation_pb2.GenerateResponse, as_json: bool) -> None:
     if text:
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def _show_error(error: HerdError) -> None:
-    """The status, its message and what else it says."""
-    print(f"\n{error}", file=sys.stderr)
-    for violation in error.violations:
-        print(f"  {violation.field}: {violation.description}", file=sys.stderr)
-    if error.retry_after_s is not None:
-        print(f"  retry after {error.retry_after_s:g} s", file=sys.stderr)
-    if error.reason:
-        facts = "".join(f", {key} {value}" for key, value in sorted(error.metadata.items()))
-        print(f"  reason {error.reason}{facts}", file=sys.stderr)
-
-
-@contextmanager
-def _private_herd() -> Iterator[str]:
-    """The address of a `herd up` that lives as long as this block."""
-    with tempfile.TemporaryDirectory(prefix="herd-") as folder:
-        ready_file = Path(folder) / "ready.json"
-        command = [sys.executable, "-m", "herd", "up", "--port", "0", "--ready-file", str(ready_file)]
-        herd = spawn(command)
-        try:
-            while not ready_file.exists():
-                if herd.poll() is not None:
-                    raise NoHerd(f"`herd up` ended with code {herd.returncode}")
-                time.sleep(0.05)
-            yield json.loads(ready_file.read_text())["address"]
-        finally:
-            herd.send_signal(signal.SIGTERM)
-            herd.wait()

@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass
 
 # Spans, in the order in which a request opens them.
-SPAN_CLIENT = "generate"  # the caller's, here `herd generate`
+SPAN_CLIENT = "generate"  # the caller's, here `herd generate` and each turn of `herd chat`
 SPAN_RPC = "llamaherd.v1.GenerationService/Generate"  # the gateway's; every other RPC is named by its method likewise
 SPAN_SESSION = "chat session"  # a conversation was opened; every turn links to it, and no span lasts as long as it
 SPAN_TURN = "chat turn"  # the gateway's, one for each turn
