@@ -1,6 +1,8 @@
 """How fast something goes, measured only while it has something to do; and when to come back for a place in it."""
 
 HALF_LIFE_S = 15.0  # an observation counts half after so much more observed time
+IDLE_HALF_LIFE_S = 60.0  # and after so much time in which there was nothing to observe
+MIN_OBSERVED_S = 0.1  # what counts for less is forgotten
 MAX_PUSHBACK_S = 30.0
 MIN_PUSHBACK_S = 0.05
 UNMEASURED_PUSHBACK_S = 1.0
@@ -19,10 +21,18 @@ class Pace:
         self._num_events = self._num_events * kept + num_events
         self._observed_s = self._observed_s * kept + over_s
 
+    def note_idle(self, for_s: float) -> None:
+        """There was nothing to do for so long: what is known grows old."""
+        kept = 0.5 ** (for_s / IDLE_HALF_LIFE_S)
+        self._num_events *= kept
+        self._observed_s *= kept
+
     @property
     def per_s(self) -> float | None:
-        """None while nothing has been measured."""
-        return self._num_events / self._observed_s if self._num_events else None
+        """None while nothing has been measured, and when that was long ago."""
+        if not self._num_events or self._observed_s < MIN_OBSERVED_S:
+            return None
+        return self._num_events / self._observed_s
 
 
 class Pushback:

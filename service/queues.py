@@ -48,8 +48,12 @@ class Queues:
         for model in {model for model, _ in depths}:
             before, after = self._of(model, self.depths), self._of(model, depths)
             num_taken = sum(each.num_delivered for each in after) - sum(each.num_delivered for each in before)
-            if before and num_taken >= 0 and all(any(each.num_waiting for each in at) for at in (before, after)):
+            if not before or num_taken < 0:
+                continue
+            if all(any(each.num_waiting for each in at) for at in (before, after)):
                 self._paces[model].note(num_taken, now_s - self._seen_s)
+            else:
+                self._paces[model].note_idle(now_s - self._seen_s)
         self.depths, self._seen_s = depths, now_s
 
     def num_ahead(self, model: str, job_class: str, num_own: int | None = None) -> int:

@@ -138,8 +138,9 @@ class Submitter:
                 raise DeadlinePassed("before it was queued")
             if call.window_ms == 0:  # else the generation outlives the RPC
                 left_s = min(left_s, rpc_left_s)
-        wait_s = self._queues.wait_s(job.model, self._queues.num_ahead(job.model, job.job_class))
-        if wait_s is not None and wait_s > PATIENCE * left_s:
+        num_ahead = self._queues.num_ahead(job.model, job.job_class)
+        wait_s = self._queues.wait_s(job.model, num_ahead)
+        if num_ahead and wait_s is not None and wait_s > PATIENCE * left_s:
             await self._require_standing(call, job, DeadlineTooShort(wait_s, left_s))
 
     async def _require_standing(self, call: Call, job: Job, otherwise: ServeError) -> None:

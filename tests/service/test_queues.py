@@ -57,8 +57,13 @@ def test_nothing_is_told_while_nothing_is_measured() -> None:
 
 def test_an_idle_queue_measures_nothing() -> None:
     """It drains no faster than jobs arrive, which says nothing of how fast it could."""
-    measured = queues((0.0, 50, 0), (1.0, 40, 10), (2.0, 0, 50), (60.0, 0, 51), (120.0, 0, 52))
+    measured = queues((0.0, 50, 0), (1.0, 40, 10), (2.0, 0, 50), (30.0, 0, 51), (60.0, 0, 52))
     assert measured.wait_s("m", 9) == pytest.approx(1.0)
+
+
+def test_what_was_long_ago_is_forgotten() -> None:
+    """A slow hour of yesterday refuses nobody today."""
+    assert queues((0.0, 50, 0), (1.0, 40, 10), (2.0, 0, 50), (3600.0, 0, 51)).wait_s("m", 9) is None
 
 
 def test_the_newest_counts_most() -> None:
