@@ -1,8 +1,12 @@
 """What a herd counts adds up with what its callers saw, also when a worker dies, and arrives over OTLP as well."""
 
 import asyncio
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +16,11 @@ import pytest
 
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from telemetry import names
-from tests.herd_process import HerdProcess, herd_up
+from tests.herd_process import ROOT, HerdProcess, herd_up
 from tests.otlp_receiver import Receiver, otlp_receiver
 from tests.scraped import Scrape, free_ports, scrape
 from tests.until import until
+from worker import exit_status
 
 MODEL = "demo"
 LONG_ONE = "Count to one hundred"
@@ -160,3 +165,20 @@ async def test_metrics_arrive_over_otlp(watched: Watched) -> None:
         await until(partial(arrived, metric), what=f"{metric.name} arrives")
     services = {point.service for point in watched.receiver.points}
     assert services == {"llamaherd-gateway", "llamaherd-worker", "llamaherd-worker-supervisor"}
+
+
+@pytest.mark.parametrize("process", ["service", "worker"])
+def test_a_port_that_is_taken_stops_the_process(process: str) -> None:
+    """It says which, and with what status it ended."""
+    prefix = {"service": "HERD_GATEWAY", "worker": "HERD_WORKER"}[process]
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        env = {**os.environ, f"{prefix}_METRICS_PORT": str(port), "HERD_WORKER_MODEL_PATH": "/nowhere"}
+        command = [sys.executable, "-m", process]
+        ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60)
+    (line,) = [json.loads(line) for line in ended.stderr.splitlines()]
+
+    assert ended.returncode == {"service": 1, "worker": exit_status.UNFIT}[process]
+    assert (line["event"], line["port"]) == ("metrics cannot be served", port)
