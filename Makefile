@@ -29,8 +29,8 @@ test: setup ## all tests that need no GPU
 test-gpu: ## the tests that need an NVIDIA GPU
 	$(PYTHON) -m pytest -m gpu tests/gpu
 
-faults: setup ## kill, freeze, drain and restart everything under load: make faults KILLS=1000 SEED=7
-	$(BIN)/python -m tests.faults.chaos --kills $(or $(KILLS),100) --seed $(or $(SEED),1)
+faults: setup ## kill, freeze, drain, restart everything under load: make faults KILLS=1000 SEED=7 MINUTES=60
+	$(BIN)/python -m tests.faults.chaos --kills $(or $(KILLS),100) --seed $(or $(SEED),1) --minutes $(or $(MINUTES),60)
 
 lint: setup ## style, types, imports, sizes
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=64, help="clients at the same time")
     parser.add_argument("--workers", type=int, default=6)
     parser.add_argument("--gateways", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=60.0, help="no blow after this, whatever is left to kill")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no blow after this, or after SIGTERM")
     said = parser.parse_args()
     plan = Plan(said.kills, said.seed, said.streams, said.workers, said.gateways, said.minutes * 60)
     report = asyncio.run(run(plan))

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -94,6 +95,8 @@ async def _strike(plan: Plan, herd: Herd) -> Report:
         sampling = group.create_task(memory.sample_for_ever())
         await until(lambda: len(readers) == plan.num_streams, START_S, "all clients read")
         if plan.num_kills:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, striker.stop.set)
             await striker.strike_until(plan.num_kills, begun_s + plan.max_s, note)
         else:
             await striker.strike_each(note)

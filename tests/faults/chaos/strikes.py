@@ -43,6 +43,7 @@ class Striker:
 
     def __init__(self, herd: Herd, readers: set[Reader], client: "redis.asyncio.Redis", rnd: random.Random) -> None:
         self.felt = Felt()
+        self.stop = asyncio.Event()
         self._herd = herd
         self._readers = readers
         self._client = client
@@ -63,8 +64,8 @@ class Striker:
         }
 
     async def strike_until(self, num_kills: int, deadline_s: float, note: Callable[[str], None]) -> None:
-        """One blow after another, until so many kills or the deadline; `note` is told what each was."""
-        while self.felt.num_kills < num_kills and time.monotonic() < deadline_s:
+        """One blow after another, until so many kills, the deadline or `stop`; `note` is told what each was."""
+        while self.felt.num_kills < num_kills and time.monotonic() < deadline_s and not self.stop.is_set():
             [blow] = self._rnd.choices(list(self._blows), weights=list(self._blows.values()))
             await self._strike(blow, note)
 
