@@ -48,6 +48,10 @@ def up(
     host: Annotated[str, typer.Option(help="where to listen")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 50051,
     insecure: Annotated[bool, typer.Option(help="allow a host beyond loopback without TLS")] = False,
+    metrics_port: Annotated[
+        int,
+        typer.Option(min=0, max=65000, help="the gateway tells Prometheus there, the workers on the ports after it"),
+    ] = 0,
     redis_url: Annotated[str | None, typer.Option(help="a Redis of yours; default: a private valkey")] = None,
     state_dir: Annotated[
         Path | None, typer.Option(help="keep the private valkey's data here; default: a temporary folder")
@@ -66,6 +70,7 @@ def up(
         host=host,
         port=port,
         insecure=insecure,
+        metrics_port=metrics_port,
         redis_url=redis_url,
         state_dir=state_dir,
         ready_file=ready_file,

@@ -43,6 +43,7 @@ class UpOptions:
     host: str
     port: int
     insecure: bool
+    metrics_port: int  # the gateway's; the workers' follow it; 0 leaves it to the environment
     redis_url: str | None
     state_dir: Path | None
     ready_file: Path | None
@@ -159,6 +160,8 @@ class _Herd:
             "HERD_GATEWAY_PORT": str(port),
             "HERD_GATEWAY_INSECURE": str(options.insecure).lower(),
         }
+        if options.metrics_port:
+            gateway["HERD_GATEWAY_METRICS_PORT"] = str(options.metrics_port)
         yield self._python("gateway", "service", gateway, run_dir)
         gpus = _count_gpus() if options.device in ("auto", "cuda") else 0
         # Beside each engine stand its supervisor, a gateway and a broker; an engine that waits for a core waits long.
@@ -176,6 +179,8 @@ class _Herd:
                 "HERD_WORKER_GPU_SHARE": str(1 / math.ceil(len(workers) / max(gpus, 1))),
                 "HERD_WORKER_CHAT_FORMAT": options.chat_format,
             }
+            if options.metrics_port:
+                worker["HERD_WORKER_METRICS_PORT"] = str(options.metrics_port + 1 + number)
             if gpus > 1:
                 worker["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
             yield self._python(f"worker-{number}", "worker", worker, run_dir)
