@@ -95,6 +95,17 @@ async def test_a_gateway_that_is_not_there_is_gone_around(ask: Ask) -> None:
         assert_whole(await ask(["127.0.0.1:1", gateway.address, "127.0.0.1:2"], generate), "text")
 
 
+async def test_one_name_may_stand_for_several_gateways(ask: Ask) -> None:
+    """As a DNS name does: calls take turns, and go around an address where nobody listens."""
+    cuts = [Cut(n) for n in range(1, 8)]
+    async with scripted("some text", cuts=cuts) as one, scripted("some text", cuts=cuts) as two:
+        name = f"ipv4:{one.address},127.0.0.1:1,{two.address}"
+        assert_whole(await ask([name], generate), "some text")
+
+    assert one.requests
+    assert two.requests
+
+
 async def test_a_drained_gateway_is_left_for_another(ask: Ask) -> None:
     """DRAINING in mid-stream is a move, not an error."""
     async with (
