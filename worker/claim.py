@@ -59,7 +59,7 @@ class Claimer:
                 await backoff.wait()
         for read in self._reads.values():
             for entry in await read:
-                await self._taker.hand_back(entry)
+                await self._hand_back(entry)
 
     async def watch_wakes(self) -> None:
         """Look for free work whenever someone announces it, for ever."""
@@ -137,7 +137,10 @@ class Claimer:
             return []  # the loop meets it too, and waits
 
     async def _read(self, job_class: str, *, count: int, block_ms: int) -> list[Delivered]:
-        return await self._broker.read_jobs(self._worker_id, self._model, job_class, count=count, block_ms=block_ms)
+        """New entries. All are known from here on: the reconciliation hands back what is pending and unknown."""
+        entries = await self._broker.read_jobs(self._worker_id, self._model, job_class, count=count, block_ms=block_ms)
+        self._holdings.taking.update(entry.entry_id for entry in entries)
+        return entries
 
     def _has_room(self) -> bool:
         """Whether a slot is free, and nothing runs alone."""
@@ -151,15 +154,17 @@ class Claimer:
 
     async def _take_new(self, entries: Sequence[Delivered]) -> None:
         """Take what nobody had before, several at a time: a take waits for Redis, which has steps to serve too."""
-        self._holdings.taking.update(entry.entry_id for entry in entries)  # an unknown one would be handed back
         left = deque(entries)
         while left and self._has_room():
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(len(left), self._holdings.num_free, TAKEN_TOGETHER)):
                     group.create_task(self._taker.take(left.popleft()))
         for entry in left:  # several blocking reads came back at once
-            await self._taker.hand_back(entry)
-            self._holdings.taking.discard(entry.entry_id)
+            await self._hand_back(entry)
+
+    async def _hand_back(self, entry: Delivered) -> None:
+        await self._taker.hand_back(entry)
+        self._holdings.taking.discard(entry.entry_id)
 
 
 def class_order(sweep: int) -> tuple[str, ...]:
