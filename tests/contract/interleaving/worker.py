@@ -90,7 +90,7 @@ class Worker:
                 self.is_frozen = False
                 self.wire.counts["thaws"] += 1
             return
-        self._generate()
+        self.generate()
         duties = [self.reconcile, self.detect]
         duties += [self.read] * 2 if self._num_free() else []
         duties += [self.take] * 3 if self.taking else []
@@ -182,7 +182,7 @@ class Worker:
                 self.wire.counts["handed back"] += 1
         self.is_up = False
 
-    def _generate(self) -> None:
+    def generate(self) -> None:
         """Perhaps draw tokens for each held generation; a second attempt draws others."""
         for held in self.held.values():
             for _ in range(self.wire.rnd.choice((0, 0, 1, 2, 3))):

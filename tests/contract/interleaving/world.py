@@ -52,22 +52,26 @@ class World:
 
     async def run(self) -> Counter[str]:
         """Chaos, then calm; what happened. Raises Violation."""
-        await self.client.flushall()
-        await self.broker.announce(MODEL, "digest", b"bundle")
-        self.workers = [self._new_worker() for _ in range(3)]
-        self.gateways = [await self._new_gateway() for _ in range(2)]
+        await self.begin(num_workers=3)
         for tick in range(NUM_TICKS):
             await self._tick()
             await self._strike()
             if tick % CHECK_EVERY == 0:
                 await check(self.client, self.streams)
-        await self._calm_down()
+        await self.calm_down()
         await check(self.client, self.streams)
         await check_lifetimes(self.client)
         self.wire.counts["generations"] = len(self.streams)
         self.wire.counts["tokens"] = sum(len(stream.tokens) for stream in self.streams)
         self.wire.counts.update(f"end {stream.end or 'DATA_LOSS'}" for stream in self.streams)
         return self.wire.counts
+
+    async def begin(self, num_workers: int) -> None:
+        """An empty server, workers, and two gateways."""
+        await self.client.flushall()
+        await self.broker.announce(MODEL, "digest", b"bundle")
+        self.workers = [self.new_worker() for _ in range(num_workers)]
+        self.gateways = [await self.new_gateway() for _ in range(2)]
 
     async def _tick(self) -> None:
         if self.rnd.random() < 0.7:
@@ -82,7 +86,7 @@ class World:
         if luck < 0.008:
             self._count("worker kills")
             self.rnd.choice(live).is_up = False
-            self.workers.append(self._new_worker())
+            self.workers.append(self.new_worker())
         elif luck < 0.022:
             self._count("freezes")
             self.rnd.choice(live).is_frozen = True
@@ -91,9 +95,9 @@ class World:
             if not worker.is_frozen:
                 self._count("drains")
                 await worker.drain()
-                self.workers.append(self._new_worker())
+                self.workers.append(self.new_worker())
         elif luck < 0.034:
-            await self._kill_gateway()
+            await self.kill_gateway()
         elif luck < 0.054:
             self._count("inbox trims")
             gateway = self.rnd.choice([each for each in self.gateways if each.is_up])
@@ -103,28 +107,26 @@ class World:
                 length = self.rnd.randint(0, 3)
                 await self.client.xtrim(keys.inbox(gateway.gateway_id), maxlen=length, approximate=False)
         elif luck < 0.056 and self.streams:
-            await self._pass_deadline(self.rnd.choice(self.streams).generation_id)
+            await self.pass_deadline(self.rnd.choice(self.streams).generation_id)
         elif self.loses_tails and luck < 0.062:
-            self._saved = [
-                (key, await self.client.pttl(key), await self.client.dump(key)) async for key in self.client.scan_iter()
-            ]
-        elif self.loses_tails and luck < 0.065 and self._saved:
-            await self._lose_tail()
+            await self.save()
+        elif self.loses_tails and luck < 0.065:
+            await self.lose_tail()
 
-    async def _kill_gateway(self) -> None:
+    async def kill_gateway(self) -> None:
         """Its clients go on at a new one, each from what it has."""
         self._count("gateway kills")
         dead = self.rnd.choice([each for each in self.gateways if each.is_up])
         dead.is_up = False
         if self.rnd.random() < 0.5:  # its time to live is over
             await self.client.delete(keys.inbox(dead.gateway_id), keys.gateway(dead.gateway_id))
-        successor = await self._new_gateway()
+        successor = await self.new_gateway()
         self.gateways.append(successor)
         successor.left = dead.left
         for stream in dead.streams.values():
             await successor.attach(stream)
 
-    async def _pass_deadline(self, generation_id: str) -> None:
+    async def pass_deadline(self, generation_id: str) -> None:
         """The deadline and its grace are over, and a gateway notices."""
         if await self.client.exists(keys.record(generation_id)):
             await self.client.hset(keys.record(generation_id), "deadline", 1)
@@ -132,8 +134,16 @@ class World:
                 self._count("deadlines")
                 await self.wire.call(self.broker.expire(generation_id))
 
-    async def _lose_tail(self) -> None:
-        """The server is again what it was when it was saved."""
+    async def save(self) -> None:
+        """What has reached the disk, or the replica."""
+        self._saved = [
+            (key, await self.client.pttl(key), await self.client.dump(key)) async for key in self.client.scan_iter()
+        ]
+
+    async def lose_tail(self) -> None:
+        """The server is again what it was when it was saved, if it ever was."""
+        if not self._saved:
+            return
         self._count("lost tails")
         for stream in self.streams:
             stream.may_be_behind = True
@@ -143,13 +153,13 @@ class World:
             await self.client.restore(key, max(ttl_ms, 0), contents)
         self._saved = []
 
-    async def _calm_down(self) -> None:
+    async def calm_down(self) -> None:
         """No more faults, and at least one worker lives: everything ends, for every client. Raises Violation."""
         self.wire.chaos = False
         for worker in self.workers:
             worker.is_up = worker.is_up and not worker.is_frozen
         if not any(worker.is_up for worker in self.workers):
-            self.workers.append(self._new_worker())
+            self.workers.append(self.new_worker())
         for gateway in self.gateways:
             for stream in gateway.left if gateway.is_up else ():
                 await gateway.attach(stream)
@@ -161,11 +171,11 @@ class World:
         record = await self.client.hgetall(keys.record(hung[0]))
         raise Violation(f"{len(hung)} streams hang: {record}")
 
-    def _new_worker(self) -> Worker:
+    def new_worker(self) -> Worker:
         reconciles = self.rule is None or not self.rule.without_reconcile
         return Worker(self.broker, self.wire, self._new_name("worker"), reconciles)
 
-    async def _new_gateway(self) -> Gateway:
+    async def new_gateway(self) -> Gateway:
         sweeps = self.rule is None or not self.rule.without_sweep
         gateway = Gateway(self.broker, self.wire, self._new_name("gateway"), self.streams, sweeps)
         await self.broker.gateway_beat(gateway.gateway_id)
