@@ -1,0 +1,91 @@
+"""Redis is away for as long as it takes to refuse hundreds of connections: nobody spins, and nothing is lost."""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from llamaherd.client import AsyncClient
+from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+from tests.faults.chaos.herd import Herd, reserved_ports
+from tests.until import until
+
+NUM_REFUSED = 300
+MOST_A_SECOND = 100  # of a gateway, a supervisor and an engine process together, each loop at its own backoff
+
+
+@pytest.fixture
+async def herd() -> AsyncIterator[Herd]:
+    """One gateway, one worker."""
+    folder = Path(tempfile.mkdtemp(prefix="herd-"))
+    with reserved_ports(1) as ports:
+        herd = Herd(folder, num_workers=1, num_gateways=1, ports=ports)
+        try:
+            await until(herd.is_whole, 120)
+            yield herd
+        finally:
+            await herd.close()
+    shutil.rmtree(folder)
+
+
+async def test_an_outage_is_waited_out_without_a_busy_loop(herd: Herd) -> None:
+    """The stream goes on where it was; new requests meanwhile are UNAVAILABLE, with a time to retry."""
+    spec = common_pb2.GenerationSpec(
+        model="demo",
+        prompt="Once upon a time",
+        sampling=common_pb2.Sampling(temperature=20, top_k=1000, seed=7),
+        stopping=common_pb2.Stopping(max_new_tokens=700, min_new_tokens=700),
+    )
+    async with AsyncClient(f"127.0.0.1:{herd.gateways[0].port}") as client:
+        expected = (await client.complete(spec, timeout_s=120)).choices[0].text
+        text, refused_in_s = "", 0.0
+        async with client.generate(spec, timeout_s=240) as stream:
+            async for delta in stream:
+                text += delta.text
+                if stream.position >= 20 and not refused_in_s:
+                    refused_in_s = await be_away(herd, spec)
+    assert refused_in_s >= NUM_REFUSED / MOST_A_SECOND
+    assert text == expected
+    assert stream.attempts == 1
+    assert all(process.is_running for process in herd.processes), "nobody died of it"
+
+
+async def be_away(herd: Herd, spec: common_pb2.GenerationSpec) -> float:
+    """Kill the server, let its socket refuse NUM_REFUSED connections, start it again; how long that took."""
+    herd.server.kill()
+    herd.server.path.unlink(missing_ok=True)
+    async with refusing(herd.server.path) as refused:
+        begun_s = time.monotonic()
+        stub = generation_pb2_grpc.GenerationServiceStub(herd.channels[0])
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Complete(generation_pb2.CompleteRequest(spec=spec), timeout=60)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "grpc-retry-pushback-ms" in dict(raised.value.trailing_metadata())
+        await until(lambda: len(refused) >= NUM_REFUSED, 120)
+        taken_s = time.monotonic() - begun_s
+    herd.server.path.unlink(missing_ok=True)
+    herd.server.start()
+    return taken_s
+
+
+@asynccontextmanager
+async def refusing(path: Path) -> AsyncIterator[list[float]]:
+    """A socket that hangs up on whoever connects; the times of it."""
+    times: list[float] = []
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        times.append(time.monotonic())
+        writer.close()
+
+    listener = await asyncio.start_unix_server(hang_up, path)
+    try:
+        yield times
+    finally:
+        listener.close()
+        await listener.wait_closed()
