@@ -38,6 +38,7 @@ WORKER_VARIABLES = {
     "HERD_WORKER_KV_CACHE_BYTES": str(128 << 20),
     "HERD_WORKER_LOG_LEVEL": "warning",
     "HERD_WORKER_DRAIN_TIMEOUT_S": "2",
+    "HERD_WORKER_RESTART_WINDOW_S": "10",  # a kill from outside is no crash loop: no long wait before the restart
 }
 GATEWAY_VARIABLES = {"HERD_GATEWAY_LOG_LEVEL": "warning", "HERD_GATEWAY_DRAIN_TIMEOUT_S": "2"}
 
