@@ -1,7 +1,7 @@
 """Who is dead: watches the heartbeats of the other workers of a model, and frees what a dead one held.
 
 A heartbeat is a counter. It is judged by this process' own clock only, so an outage of Redis, or a pause of this
-process, kills nobody: both start the watch over.
+process, kills nobody: both start the watch over. Of a worker on this machine the process itself is looked at too.
 """
 
 import asyncio
@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import structlog
 
-from contract.broker import Broker
+from contract.broker import Broker, WorkerBeat
 from contract.errors import BrokerDown
+from worker.pid_space import is_gone
 from worker.stillness import Stillness
 from worker.supervisor_metrics import count_reap
 
@@ -46,12 +47,14 @@ class Detector:
     async def poll(self) -> None:
         """Look once, and reap who is dead. Raises BrokerDown."""
         consumers = set(await self._broker.consumers(self._model)) - {self._own_id()}
-        beats = {each.worker_id: each.beat for each in await self._broker.pool()}
+        pool = {each.worker_id: each for each in await self._broker.pool()}
         now_s = time.monotonic()
         self._watched = {worker_id: self._watched.get(worker_id, Stillness()) for worker_id in consumers}
         for worker_id, stillness in self._watched.items():
-            beat = beats.get(worker_id, "")
-            if stillness.look(beat, now_s) >= self._dead_after_s and stillness.num_looks >= MIN_POLLS:
+            worker = pool.get(worker_id)
+            beat = worker.beat if worker is not None else ""
+            is_still = stillness.look(beat, now_s) >= self._dead_after_s and stillness.num_looks >= MIN_POLLS
+            if is_still or (worker is not None and _has_lost_its_supervisor(worker)):
                 await self._reap(worker_id, beat)
 
     def _soonest_death_s(self) -> float:
@@ -64,6 +67,11 @@ class Detector:
         if num_freed is not None:
             log.warning("dead worker reaped", worker_id=worker_id, num_freed=num_freed)
             count_reap(self._model)
+
+
+def _has_lost_its_supervisor(worker: WorkerBeat) -> bool:
+    """Whether it ran on this machine; the engine process dies with its supervisor."""
+    return is_gone(worker.fields.get("pid_space", ""), worker.fields.get("supervisor_pid", ""))
 
 
 async def reap_own(broker: Broker, worker_id: str, model: str) -> None:

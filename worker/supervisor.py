@@ -18,6 +18,7 @@ from contract.errors import BrokerDown
 from worker import exit_status
 from worker.engine_process import Condition, EngineProcess
 from worker.liveness import Detector, reap_own
+from worker.pid_space import pid_space
 from worker.progress import WorkerState
 from worker.settings import WorkerSettings
 from worker.supervisor_metrics import WorkerMeter, count_redis_outage
@@ -139,6 +140,7 @@ class Supervisor:
             "progress": f"{progress.loaded_permille / 1000:.3f}",
             "pid": str(engine.pid),
             "supervisor_pid": str(os.getpid()),
+            "pid_space": pid_space(),
             "host": socket.gethostname(),
             "slots": str(progress.num_slots),
             "running": str(progress.num_running),

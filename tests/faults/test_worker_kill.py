@@ -143,7 +143,7 @@ async def test_a_killed_engine_process_costs_no_token(broker: Broker, cases: lis
 
 
 async def test_a_killed_worker_costs_no_token(broker: Broker, cases: list[Case], pair: Pair) -> None:
-    """The supervisor too: nobody is left to tell, and the other worker finds out by the heartbeat alone."""
+    """The supervisor too: nobody is left to tell, and the other worker finds out by itself."""
     pair.struck.kill()
     assert await num_continued(broker, cases) == pair.num_struck
     await until(lambda: not is_running(pair.struck_engine_pid))

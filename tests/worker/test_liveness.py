@@ -1,6 +1,7 @@
 """Detectors at a real server: who stands still is reaped, who beats is not, and an outage kills nobody."""
 
 import asyncio
+import signal
 from contextlib import suppress
 
 from contract.broker import Broker, State, Taken
@@ -9,6 +10,7 @@ from tests.redis_server import RunningServer
 from tests.until import until
 from tests.worker.rig import MODEL, make_job, submit
 from worker.liveness import Detector, reap_own
+from worker.pid_space import pid_space
 
 DEAD_AFTER_MS = 300
 
@@ -51,6 +53,23 @@ async def test_a_worker_whose_heartbeat_stands_still_is_reaped(broker: Broker) -
     await polls(watcher, 5)
     assert await state_of(broker, generation_id) is State.FREE
     assert await broker.consumers(MODEL) == []
+
+
+async def test_a_death_on_the_same_machine_needs_no_heartbeat(broker: Broker) -> None:
+    """One look shows that the supervisor's process is gone; one that is only stopped, or elsewhere, is watched."""
+    child = await asyncio.create_subprocess_exec("sleep", "600")
+    for worker_id, space in (("near", pid_space()), ("far", "another machine")):
+        await broker.worker_beat(worker_id, {"supervisor_pid": str(child.pid), "pid_space": space})
+    near, far = [await hold_a_job(broker, worker_id) for worker_id in ("near", "far")]
+    watcher = detector(broker)
+    child.send_signal(signal.SIGSTOP)
+    await watcher.poll()
+    assert await state_of(broker, near) is State.RUNNING
+    child.kill()
+    await child.wait()
+    await watcher.poll()
+    assert await state_of(broker, near) is State.FREE
+    assert await state_of(broker, far) is State.RUNNING
 
 
 async def test_a_worker_that_beats_is_left_alone(broker: Broker) -> None:
