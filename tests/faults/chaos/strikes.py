@@ -231,16 +231,19 @@ class Striker:
         await self._back(time.monotonic())
 
     async def _back(self, answers_s: float) -> None:
-        before: dict[str, Place] = {}
+        """Wait for the next token of any generation, old or new."""
+        before: dict[str, int] | None = None
 
         async def has_news() -> bool:
             nonlocal before
             try:
-                now = await places(self._client, [r.generation_id for r in self._readers if r.generation_id])
+                found = await places(self._client, [r.generation_id for r in self._readers if r.generation_id])
             except RedisError:
                 return False
-            before = before or now
-            return any(id_ in before and place.num_tokens > before[id_].num_tokens for id_, place in now.items())
+            now = {id_: place.num_tokens for id_, place in found.items()}
+            if before is None:
+                before = now
+            return any(num_tokens > before.get(id_, 0) for id_, num_tokens in now.items())
 
         await until(has_news, SETTLE_S, "tokens come after an outage")
         self.felt.outage_s.append(time.monotonic() - answers_s)
