@@ -83,6 +83,8 @@ class Striker:
         except TimeoutError as error:
             self.felt.hung.append(f"{blow.__name__}: {error}")
             note(f"{blow.__name__}: {error}")
+        except (LookupError, ProcessLookupError, ValueError) as error:  # whom it was to strike has just ended by itself
+            note(f"{blow.__name__} found nobody: {error!r}")
         else:
             note(f"{blow.__name__} after {ready_s - begun_s:.1f} s, over in {time.monotonic() - ready_s:.1f} s")
 
