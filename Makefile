@@ -39,8 +39,10 @@ lint: setup ## style, types, imports, sizes
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_sizes.py
 
-protos: ## regenerate the Python messages and stubs
+protos: ## regenerate the Python messages and stubs, and the TypeScript ones
 	scripts/protos.sh
+	npm ci --silent --no-audit --no-fund --prefix clients/typescript
+	npm run --silent generate --prefix clients/typescript
 
 check: lint ## what CI runs
 	scripts/protos.sh --check

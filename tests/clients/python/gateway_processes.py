@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,18 +34,24 @@ class GatewayProcess:
 
 @asynccontextmanager
 async def gateway_processes(
-    redis_url: str, num_gateways: int, folder: Path, *, tls: tuple[Path, Path] | None = None
+    redis_url: str,
+    num_gateways: int,
+    folder: Path,
+    *,
+    tls: tuple[Path, Path] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[list[GatewayProcess]]:
     """So many, all seeing a live worker; none is left afterwards. A drain gives its streams no time.
 
     Args:
         tls: files of a key and a certificate for `localhost`.
+        settings: more of theirs, without HERD_GATEWAY_.
     """
-    settings = {"REDIS_URL": redis_url, "PORT": "0", "DRAIN_TIMEOUT_S": "0"}
+    given = {"REDIS_URL": redis_url, "PORT": "0", "DRAIN_TIMEOUT_S": "0", **(settings or {})}
     if tls is not None:
-        settings |= {"TLS_KEY": str(tls[0]), "TLS_CERT": str(tls[1])}
+        given |= {"TLS_KEY": str(tls[0]), "TLS_CERT": str(tls[1])}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HERD_")}
-    env = inherited | {f"HERD_GATEWAY_{name}": value for name, value in settings.items()}
+    env = inherited | {f"HERD_GATEWAY_{name}": value for name, value in given.items()}
     logs = [folder / f"gateway-{n}.log" for n in range(num_gateways)]
     children = []
     for log in logs:

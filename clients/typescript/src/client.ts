@@ -1,0 +1,145 @@
+/** The client of a herd: its methods. */
+import { create } from "@bufbuild/protobuf";
+
+import {
+  type CancelGenerationResponse,
+  type CompleteResponse,
+  type GenerateRequest,
+  GenerateRequestSchema,
+  type GetGenerationResponse,
+} from "../gen/llamaherd/v1/generation_pb.js";
+import type { Accepted } from "../gen/llamaherd/v1/common_pb.js";
+import type { Model } from "../gen/llamaherd/v1/model_pb.js";
+import { Calls } from "./calls.js";
+import { Chat, type ChatOptions } from "./chat.js";
+import { broken, HerdError } from "./errors.js";
+import type { Reach } from "./gateway.js";
+import { type Place, Reading } from "./reading.js";
+import { buildSpec, type Input, type Knobs } from "./spec.js";
+import { Stream } from "./stream.js";
+
+const FAREWELL_TIMEOUT_MS = 3_000;
+
+/** How a client behaves, beside whom it reaches. */
+export type ClientOptions = Omit<Reach, "addresses"> & {
+  /** The deadline of a call that gives none itself, over all its attempts; default: none. */
+  readonly timeoutMs?: number;
+  /** How long to go on trying while one attempt after the other fails and nothing new comes. */
+  readonly patienceMs?: number;
+};
+
+/** What any call can be told. */
+export interface CallKnobs {
+  /** Until DeadlineExceeded, over all attempts; default: the client's. */
+  readonly timeoutMs?: number;
+}
+
+/** What a call that starts a generation can be told. */
+export type StartKnobs = Knobs &
+  CallKnobs & {
+    /** Makes the call idempotent over processes too; without it, one is made for this call. */
+    readonly requestId?: string;
+  };
+
+/** Reaches a herd by the addresses of its gateways. Every method throws HerdError. */
+export class Client implements Disposable {
+  readonly #calls: Calls;
+
+  /** @param addresses HOST:PORT of one gateway, or of several, any of which will do. */
+  constructor(addresses: string | readonly string[] = "127.0.0.1:50051", options: ClientOptions = {}) {
+    const { timeoutMs, patienceMs = 60_000, ...reach } = options;
+    const all = typeof addresses === "string" ? [addresses] : addresses;
+    this.#calls = new Calls({ ...reach, addresses: all }, timeoutMs, patienceMs);
+  }
+
+  /** Start a generation and stream it. */
+  generate(prompt: Input, knobs: StartKnobs = {}): Stream {
+    const request = create(GenerateRequestSchema, started(prompt, knobs));
+    const farewell = (reading: Reading) => this.#cancelRead(reading);
+    return new Stream(this.#calls, new Reading(request), farewell, knobs.timeoutMs);
+  }
+
+  /** Read a generation that any call has started, running or finished. Leaving it leaves the generation as it is. */
+  attach(place: string | Place, { timeoutMs }: CallKnobs = {}): Stream {
+    const reading = new Reading(undefined, typeof place === "string" ? { generationId: place } : place);
+    return new Stream(this.#calls, reading, async () => {}, timeoutMs);
+  }
+
+  /** Generate, and return everything at once. */
+  complete(prompt: Input, knobs: StartKnobs = {}): Promise<CompleteResponse> {
+    const request = started(prompt, knobs);
+    return this.#calls.answer((gateway, options) => gateway.generation.complete(request, options), knobs.timeoutMs);
+  }
+
+  /** Start a generation and return its id at once; `attach` or `get` reads it. */
+  async submit(prompt: Input, knobs: StartKnobs = {}): Promise<Accepted> {
+    return this.#submit(started(prompt, knobs), knobs.timeoutMs);
+  }
+
+  /** The state of a generation and its tokens so far. */
+  get(generationId: string, { timeoutMs }: CallKnobs = {}): Promise<GetGenerationResponse> {
+    return this.#calls.answer(
+      (gateway, options) => gateway.generation.getGeneration({ generationId }, options),
+      timeoutMs,
+    );
+  }
+
+  /** End a generation; the answer says how it really ends. */
+  cancel(generationId: string, { timeoutMs }: CallKnobs = {}): Promise<CancelGenerationResponse> {
+    return this.#calls.answer(
+      (gateway, options) => gateway.generation.cancelGeneration({ generationId }, options),
+      timeoutMs,
+    );
+  }
+
+  /** The models that live workers serve, by name; the first 1,000. */
+  async models({ timeoutMs }: CallKnobs = {}): Promise<readonly Model[]> {
+    const request = { pageSize: 1_000 };
+    const { models } = await this.#calls.answer(
+      (gateway, options) => gateway.model.listModels(request, options),
+      timeoutMs,
+    );
+    return models;
+  }
+
+  /** A conversation kept by the service; with `handle`, one that has begun elsewhere. */
+  chat(options: ChatOptions = {}): Promise<Chat> {
+    return Chat.open(this.#calls, options);
+  }
+
+  /** End every connection, and what still runs over it; a program with open connections does not end. */
+  close(): void {
+    this.#calls.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  async #submit(request: Started, timeoutMs: number | undefined): Promise<Accepted> {
+    const { accepted } = await this.#calls.answer(
+      (gateway, options) => gateway.generation.submitGeneration(request, options),
+      timeoutMs,
+    );
+    if (!accepted) throw broken("the answer has no `accepted`");
+    return accepted;
+  }
+
+  /** Cancel what was read; if its `accepted` was not awaited, it is found by its request_id. */
+  async #cancelRead(reading: Reading): Promise<void> {
+    try {
+      let { generationId } = reading;
+      const { request } = reading;
+      if (!generationId && request) generationId = (await this.#submit(request, FAREWELL_TIMEOUT_MS)).generationId;
+      await this.cancel(generationId, { timeoutMs: FAREWELL_TIMEOUT_MS });
+    } catch (error) {
+      if (!(error instanceof HerdError)) throw error; // what could not be ended ends by its resume window
+    }
+  }
+}
+
+type Started = Pick<GenerateRequest, "spec" | "requestId">;
+
+function started(prompt: Input, { requestId = crypto.randomUUID(), timeoutMs: _, ...knobs }: StartKnobs): Started {
+  return { spec: buildSpec(prompt, knobs), requestId };
+}

@@ -1,0 +1,133 @@
+/** A generation to iterate over: its deltas while it runs, and its facts at any time. */
+import type { CallOptions } from "@connectrpc/connect";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import type { TurnFinished } from "../gen/llamaherd/v1/chat_pb.js";
+import type { Accepted, ChoiceFinished, Completed, Token } from "../gen/llamaherd/v1/common_pb.js";
+import { type Calls, failure } from "./calls.js";
+import { HerdError } from "./errors.js";
+import type { Part, Reading } from "./reading.js";
+import type { Tries } from "./tries.js";
+
+/** What came of one choice. */
+export interface Delta {
+  /** Which, from 0. */
+  readonly choice: number;
+  /** Goes at the end of the choice's text. */
+  readonly text: string;
+  /** What the text came with; empty if the choice's end released text that was held back. */
+  readonly tokens: readonly Token[];
+  /** Why the choice ended, with its last delta. */
+  readonly finished?: ChoiceFinished;
+}
+
+/** Ends what a reader leaves behind. */
+export type Farewell = (reading: Reading) => Promise<void>;
+
+/**
+ * One generation, or one turn of a conversation. Nothing is sent before the iteration begins; it is iterated once.
+ * It survives the loss of connections and gateways: no token is lost, none comes twice. Leaving it early, by `break` or
+ * an exception, ends what it started; the loop is left once the service knows.
+ */
+export class Stream implements AsyncIterable<Delta> {
+  readonly #calls: Calls;
+  readonly #reading: Reading;
+  readonly #farewell: Farewell;
+  readonly #timeoutMs: number | undefined;
+  #leaving: Promise<void> | undefined;
+  #attempt: AbortController | undefined;
+
+  constructor(calls: Calls, reading: Reading, farewell: Farewell, timeoutMs: number | undefined) {
+    this.#calls = calls;
+    this.#reading = reading;
+    this.#farewell = farewell;
+    this.#timeoutMs = timeoutMs;
+  }
+
+  /** For `attach`, `get` and `cancel`; empty before `accepted`, and for a turn. */
+  get generationId(): string {
+    return this.#reading.generationId;
+  }
+
+  /** Prompt tokens, and the settings used with every default and the seed filled in. */
+  get accepted(): Accepted | undefined {
+    return this.#reading.accepted;
+  }
+
+  /** The position of the next token, over all choices: where another reader would go on. */
+  get position(): number {
+    return this.#reading.position;
+  }
+
+  /** Proves all tokens before `position`; goes into `attach` with it. */
+  get chain(): number | undefined {
+    return this.#reading.chain;
+  }
+
+  /** How each choice ended, of those that have. */
+  get finished(): ReadonlyMap<number, ChoiceFinished> {
+    return this.#reading.finished;
+  }
+
+  /** Counts, times and attempts, once everything has come. */
+  get completed(): Completed | undefined {
+    return this.#reading.completed;
+  }
+
+  /** Of a conversation's turn that is complete: its number, and how many of the oldest turns were left out. */
+  get turn(): TurnFinished | undefined {
+    return this.#reading.turn;
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Delta, void, undefined> {
+    try {
+      const tries = this.#calls.tries(this.#timeoutMs);
+      while (this.#reading.goesOn) yield* this.#goOn(tries);
+    } catch (error) {
+      if (error instanceof HerdError) this.#reading.leave();
+      throw error;
+    } finally {
+      await this.close();
+    }
+  }
+
+  /** Leave; resolves once the service knows, within a few seconds at most. */
+  async close(): Promise<void> {
+    if (this.#reading.leave()) this.#leaving = this.#farewell(this.#reading);
+    this.#attempt?.abort();
+    await this.#leaving;
+  }
+
+  /** Go on by one call, as far as it comes; then wait, if there is to be another. Throws HerdError if not. */
+  async *#goOn(tries: Tries): AsyncGenerator<Delta, void, undefined> {
+    const gateway = this.#calls.next(tries);
+    const attempt = (this.#attempt = new AbortController());
+    try {
+      const options: CallOptions = { signal: attempt.signal, timeoutMs: tries.remainingMs() };
+      for await (const part of this.#reading.call(gateway, options)) {
+        const fresh = this.#reading.take(part);
+        if (!fresh) continue;
+        tries.progressed();
+        yield* deltasOf(fresh);
+      }
+      this.#reading.ended();
+    } catch (error) {
+      if (this.#reading.goesOn) await sleep(tries.failed(this.#reading.failed(failure(error))));
+    } finally {
+      attempt.abort();
+    }
+  }
+}
+
+/** The deltas of one part; accepted, queued, started and completed have none. */
+function* deltasOf({ tokens, event }: Part): Generator<Delta> {
+  for (let from = 0, to = 0; from < tokens.length; from = to) {
+    const choice = tokens[from]?.choice ?? 0;
+    while (tokens[to]?.choice === choice) to++;
+    const group = tokens.slice(from, to);
+    yield { choice, text: group.map((token) => token.text).join(""), tokens: group };
+  }
+  if (event.case === "choiceFinished") {
+    yield { choice: event.value.choice, text: event.value.text, tokens: [], finished: event.value };
+  }
+}

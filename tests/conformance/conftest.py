@@ -1,0 +1,71 @@
+"""The gateways that clients have to conform against, and the clients' runners."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from llamaherd.client import AsyncClient
+from llamaherd.v1 import generation_pb2
+from tests.clients.python.gateway_processes import gateway_processes
+from tests.herd_process import HerdProcess
+
+ROOT = Path(__file__).parents[2]
+TYPESCRIPT = ROOT / "clients" / "typescript"
+NUM_LONG = 4  # the worker begins with some of them
+
+
+@pytest.fixture(scope="session")
+def typescript() -> Path:
+    """The TypeScript client, freshly built, with exactly the packages of its lock file."""
+    for command in (
+        ("npm", "ci", "--silent", "--prefer-offline", "--no-audit", "--no-fund"),
+        ("npm", "run", "--silent", "build"),
+    ):
+        done = subprocess.run(command, cwd=TYPESCRIPT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return TYPESCRIPT
+
+
+@pytest.fixture(params=["python", "typescript"])
+def runner(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The command of a client's runner."""
+    if request.param == "python":
+        return (sys.executable, "-m", "tests.conformance.python_runner")
+    folder: Path = request.getfixturevalue("typescript")
+    return ("node", str(folder / "dist" / "conformance" / "runner.js"))
+
+
+@pytest.fixture(scope="module")
+async def pair(herd_up: HerdProcess, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, str]]:
+    """Two gateways of one herd, and a third where nobody may wait behind another."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("pair", "busy")]
+    async with (
+        gateway_processes(herd_up.redis_url, 2, folders[0]) as gateways,
+        gateway_processes(herd_up.redis_url, 1, folders[1], settings={"MAX_WAITING_TOKENS": "1"}) as strict,
+    ):
+        one, two = gateways
+        yield {"one": one.address, "two": two.address, "busy": strict[0].address}
+
+
+@asynccontextmanager
+async def full_queue(address: str) -> AsyncIterator[None]:
+    """More generations than the worker takes at once, each as long as the model allows; cancelled afterwards."""
+    async with AsyncClient(address) as client:
+        accepted = [
+            await client.submit("Once upon a time", n=16, max_new_tokens=900, ignore_eos=True, temperature=20.0)
+            for _ in range(NUM_LONG)
+        ]
+        ids = [each.generation_id for each in accepted]
+        try:
+            assert (await client.get(ids[-1])).state == generation_pb2.GENERATION_STATE_QUEUED
+            yield
+        finally:
+            for generation_id in ids:
+                await client.cancel(generation_id)
+            for generation_id in ids:
+                async for _ in client.attach(generation_id, timeout_s=60):
+                    pass

@@ -1,0 +1,113 @@
+"""Every client runs every scenario of scenarios.yaml against real gateways; what is expected is the same for all."""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conformance.conftest import full_queue
+from tests.conformance.cut_cable import Cuts, cut_cable
+
+ROOT = Path(__file__).parents[2]
+SCENARIOS: Mapping[str, Sequence[Mapping[str, Any]]] = yaml.safe_load(
+    Path(__file__).with_name("scenarios.yaml").read_text()
+)
+Observation = Mapping[str, Any]
+
+# The first test of a session installs and builds the TypeScript client.
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_scenario(name: str, runner: tuple[str, ...], pair: dict[str, str]) -> None:
+    """What each step showed is what the file expects of it."""
+    steps = SCENARIOS[name]
+    cuts = Cuts()
+    async with AsyncExitStack() as stack:
+        gateways = dict(pair)
+        for gateway in ("one", "two"):
+            gateways[f"cut_{gateway}"] = await stack.enter_async_context(cut_cable(pair[gateway], cuts))
+        if any("busy" in step.get("at", ()) for step in steps):
+            await stack.enter_async_context(full_queue(pair["one"]))
+        seen = await run(runner, {"gateways": gateways, "steps": steps})
+    assert len(seen) == len(steps)
+    for number, step in enumerate(steps):
+        expected = dict(step.get("expect", {}))
+        assert cuts.num_cuts >= expected.pop("num_cuts_at_least", 0)
+        check(seen, number, expected, step)
+
+
+def test_every_expectation_is_one_that_is_checked() -> None:
+    """A misspelt one would hold for ever."""
+    known = {*CHECKS, "error", "num_cuts_at_least"}
+    for steps in SCENARIOS.values():
+        for step in steps:
+            assert set(step.get("expect", {})) <= known
+
+
+async def run(command: Sequence[str], scenario: Mapping[str, Any]) -> list[Observation]:
+    """The observations of a runner, one for each step."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=ROOT,
+        env=os.environ,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        stdout, stderr = await process.communicate(json.dumps(scenario).encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, stderr.decode()
+    seen: list[Observation] = json.loads(stdout)
+    return seen
+
+
+def check(seen: Sequence[Observation], number: int, expected: dict[str, Any], step: Mapping[str, Any]) -> None:
+    """One step against what is expected of it; positions are checked of every stream."""
+    here = seen[number]
+    check_error(here.get("error"), expected.pop("error", None))
+    if step["do"] != "complete":
+        first = step.get("from_position", 0)
+        assert here["positions"] == list(range(first, first + len(here["positions"]))), "lost, twice or out of order"
+    for name, value in expected.items():
+        assert CHECKS[name](seen, here, value), f"step {number}: {name} {value!r} of {here}"
+
+
+def check_error(error: dict[str, Any] | None, expected: dict[str, Any] | None) -> None:
+    """The facts that are expected, and no error where none is."""
+    if error is None or expected is None:
+        assert error == expected
+        return
+    kinds = expected.get("kinds", [error["kind"]])
+    facts = {name: value for name, value in expected.items() if name != "kinds"}
+    assert error["kind"] in kinds
+    assert {name: error[name] for name in facts} == facts
+
+
+CHECKS: Mapping[str, Callable[[Sequence[Observation], Observation, Any], bool]] = {
+    "same_as": lambda seen, here, step: all(here[part] == seen[step][part] for part in ("texts", "ids", "reasons")),
+    "continues": lambda seen, here, at: (
+        seen[0]["ids"][0][at:] == here["ids"][0] and seen[0]["texts"][0].endswith(here["texts"][0])
+    ),
+    "text_has": lambda _, here, text: text in here["texts"][0],
+    "text_lacks": lambda _, here, text: text not in here["texts"][0],
+    "num_choices": lambda _, here, num: len(here["texts"]) == num,
+    "num_tokens": lambda _, here, num: sum(map(len, here["ids"])) == num,
+    "num_tokens_below": lambda _, here, num: sum(map(len, here["ids"])) < num,
+    "num_silent_at_least": lambda _, here, num: here["num_silent"] >= num,
+    "reasons": lambda _, here, reasons: here["reasons"] == reasons,
+    "stop_strings": lambda _, here, strings: here["stop_strings"] == strings,
+    "turn": lambda _, here, turn: here.get("turn") == turn,
+    "num_turns": lambda _, here, num: here.get("num_turns") == num,
+    "prompt_tokens_above": lambda seen, here, step: here["prompt_tokens"] > seen[step]["prompt_tokens"],
+}
