@@ -3,19 +3,21 @@
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from llamaherd.client import AsyncClient
-from llamaherd.v1 import generation_pb2
+from llamaherd.client import AsyncClient, Knobs, Overloaded
 from tests.clients.python.gateway_processes import gateway_processes
 from tests.herd_process import HerdProcess
 
 ROOT = Path(__file__).parents[2]
 TYPESCRIPT = ROOT / "clients" / "typescript"
-NUM_LONG = 4  # the worker begins with some of them
+MOST_LONG = 64
+NUM_MORE = 8
+STORY = "Once upon a time"
+LONG: Knobs = {"n": 16, "max_new_tokens": 900, "ignore_eos": True, "temperature": 20.0}
 
 
 @pytest.fixture(scope="session")
@@ -52,16 +54,17 @@ async def pair(herd_up: HerdProcess, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @asynccontextmanager
-async def full_queue(address: str) -> AsyncIterator[None]:
-    """More generations than the worker takes at once, each as long as the model allows; cancelled afterwards."""
-    async with AsyncClient(address) as client:
-        accepted = [
-            await client.submit("Once upon a time", n=16, max_new_tokens=900, ignore_eos=True, temperature=20.0)
-            for _ in range(NUM_LONG)
-        ]
-        ids = [each.generation_id for each in accepted]
+async def full_queue(address: str, busy: str) -> AsyncIterator[None]:
+    """The gateway `busy` refuses: more waits than the worker takes at once, and more behind it; cancelled at last."""
+    async with AsyncClient(address) as client, AsyncClient(busy, patience_s=0) as refused:
+        ids: list[str] = []
         try:
-            assert (await client.get(ids[-1])).state == generation_pb2.GENERATION_STATE_QUEUED
+            with suppress(Overloaded):
+                while True:
+                    assert len(ids) < MOST_LONG, "nothing waits, however much is asked for"
+                    ids.append((await refused.submit(STORY, **LONG)).generation_id)
+            for _ in range(NUM_MORE):
+                ids.append((await client.submit(STORY, **LONG)).generation_id)
             yield
         finally:
             for generation_id in ids:

@@ -34,7 +34,7 @@ async def test_scenario(name: str, runner: tuple[str, ...], pair: dict[str, str]
         for gateway in ("one", "two"):
             gateways[f"cut_{gateway}"] = await stack.enter_async_context(cut_cable(pair[gateway], cuts))
         if any("busy" in step.get("at", ()) for step in steps):
-            await stack.enter_async_context(full_queue(pair["one"]))
+            await stack.enter_async_context(full_queue(pair["one"], pair["busy"]))
         seen = await run(runner, {"gateways": gateways, "steps": steps})
     assert len(seen) == len(steps)
     for number, step in enumerate(steps):
