@@ -86,7 +86,7 @@ async def request_id_reused(world: World) -> None:
 
 
 async def overloaded(world: World) -> None:
-    """One waits, one may wait."""
+    """One may wait, and one does; what others cancelled counts until a worker drops it."""
     request = prompt(model="base")
     call, _ = await open_stream(world.tiny, request)
     try:
@@ -273,7 +273,7 @@ REACHED: list[tuple[type[ServeError], Trigger, grpc.StatusCode, str, str, dict[s
     ),
     (
         *(errors.Overloaded, overloaded, CODE.UNAVAILABLE, "OVERLOADED"),
-        *("1 requests are waiting for this model; 1 may wait", {}, {RETRY}),
+        *(r"\d+ requests are waiting for this model; 1 may wait", {}, {RETRY}),
     ),
     (
         *(errors.Unavailable, gateway_full, CODE.UNAVAILABLE, "UNAVAILABLE"),
