@@ -2,7 +2,8 @@
 
     taskset -c 0,1 python -m bench.demo --runs 5
 
-Each run starts the whole service anew (private valkey, gateway, worker) and asks "Count to 150" over gRPC: 641 tokens and EOS.
+Each run starts the whole service anew (private valkey, gateway, worker) and asks "Count to 150" over gRPC: 641 tokens
+and EOS.
 Prints one JSON line a run, and the medians.
 """
 
