@@ -20,7 +20,7 @@ from worker.take import Taker
 BLOCK_MS = 250
 ADOPTED_TOGETHER = 4  # so that all workers that a wake reaches share what a dead one held, and its prefill
 TAKEN_TOGETHER = 8
-LOWER_FIRST_EVERY = 8  # sweeps: no class starves
+LOWER_FIRST_EVERY = 8  # sweeps that took something: no class starves
 
 
 class Claimer:
@@ -42,7 +42,7 @@ class Claimer:
         self._engine = engine
         self._taker = taker
         self._reads: dict[str, asyncio.Task[list[Delivered]]] = {}  # those that block, by class
-        self._num_sweeps = 0
+        self._num_taking = 0  # sweeps that took something
 
     async def run(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         """Claim until `stop`; then nothing is on its way to us any more.
@@ -112,12 +112,16 @@ class Claimer:
             self._holdings.end_alone(entry.generation_id)
 
     async def _sweep(self) -> bool:
-        """Read the first class that has waiting jobs, without blocking; whether there was one."""
-        self._num_sweeps += 1
-        for job_class in class_order(self._num_sweeps):
+        """Read the first class that has waiting jobs, without blocking; whether there was one.
+
+        Only a sweep that takes something counts: were those that find no room counted too, every turn of the lower
+        classes could fall on one of them.
+        """
+        for job_class in class_order(self._num_taking + 1):
             if not self._has_room():
                 return False
             if entries := await self._read(job_class, count=self._holdings.num_free, block_ms=0):
+                self._num_taking += 1
                 await self._take_new(entries)
                 return True
         return False
