@@ -86,15 +86,18 @@ class Claimer:
         for job_class, read in tuple(self._reads.items()):
             if read.done():
                 del self._reads[job_class]
-                await self._take_new(read.result())
+                await self._take_together(read.result())
 
     async def _adopt(self) -> None:
         """Take what others left behind, a few at a time; what may be poison last."""
         while self._has_room():
             max_jobs = min(self._holdings.num_free, ADOPTED_TOGETHER)
             adopted = await self._broker.adopt(self._worker_id, self._model, max_jobs=max_jobs, may_run_alone=True)
-            for entry in sorted(adopted, key=lambda each: each.runs_alone):
-                await (self._take_alone(entry) if entry.runs_alone else self._take(entry))
+            self._holdings.taking.update(entry.entry_id for entry in adopted)
+            await self._take_together([entry for entry in adopted if not entry.runs_alone])
+            for entry in adopted:
+                if entry.runs_alone:
+                    await self._take_alone(entry)
             if len(adopted) < max_jobs:
                 return
 
@@ -104,7 +107,6 @@ class Claimer:
         That lasts for its prefill and a few tokens. A worker that waited until it is idle would, under load, wait
         for ever, and the job with it.
         """
-        self._holdings.taking.add(entry.entry_id)
         self._holdings.begin_alone(entry.generation_id)
         await self._engine.settled()
         await self._taker.take(entry)
@@ -122,7 +124,7 @@ class Claimer:
                 return False
             if entries := await self._read(job_class, count=self._holdings.num_free, block_ms=0):
                 self._num_taking += 1
-                await self._take_new(entries)
+                await self._take_together(entries)
                 return True
         return False
 
@@ -150,14 +152,8 @@ class Claimer:
         """Whether a slot is free, and nothing runs alone."""
         return self._holdings.num_free > 0 and not self._holdings.runs_alone
 
-    async def _take(self, entry: Delivered) -> None:
-        if self._has_room():
-            await self._taker.take(entry)
-        else:
-            await self._taker.hand_back(entry)
-
-    async def _take_new(self, entries: Sequence[Delivered]) -> None:
-        """Take what nobody had before, several at a time: a take waits for Redis, which has steps to serve too."""
+    async def _take_together(self, entries: Sequence[Delivered]) -> None:
+        """Take several at a time: a take waits for Redis, which has steps to serve too."""
         left = deque(entries)
         while left and self._has_room():
             async with asyncio.TaskGroup() as group:

@@ -1,10 +1,9 @@
 """Who is dead: watches the heartbeats of the other workers of a model, and frees what a dead one held.
 
 A heartbeat is a counter. It is judged by this process' own clock only, so an outage of Redis, or a pause of this
-process, kills nobody: both start the watch over. Of a worker on this machine the process itself is looked at too.
+process, kills nobody: both start the watch over. The process of a worker on this machine is watched itself.
 """
 
-import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import structlog
 
 from contract.broker import Broker, WorkerBeat
 from contract.errors import BrokerDown
+from worker.deaths import Deaths
 from worker.pid_space import is_gone
 from worker.stillness import Stillness
 from worker.supervisor_metrics import count_reap
@@ -36,16 +36,22 @@ class Detector:
         self._watched: dict[str, Stillness] = {}
 
     async def run(self) -> None:
-        """Look every POLL_S, for ever."""
-        while True:
-            try:
-                await self.poll()
-            except BrokerDown:
-                self._watched.clear()
-            await asyncio.sleep(min(POLL_S * random.uniform(1.0, 1.2), max(SHORTEST_POLL_S, self._soonest_death_s())))
+        """Look every POLL_S, and when a process dies, for ever."""
+        deaths = Deaths()
+        try:
+            while True:
+                try:
+                    deaths.watch(_supervisor(each) for each in await self.poll())
+                except BrokerDown:
+                    self._watched.clear()
+                longest_s = max(SHORTEST_POLL_S, self._soonest_death_s())
+                await deaths.wait(min(POLL_S * random.uniform(1.0, 1.2), longest_s))
+        finally:
+            deaths.close()
 
-    async def poll(self) -> None:
-        """Look once, and reap who is dead. Raises BrokerDown."""
+    async def poll(self) -> list[WorkerBeat]:
+        """Look once, and reap who is dead; return the beats of those that it did not. Raises BrokerDown."""
+        living = []
         consumers = set(await self._broker.consumers(self._model)) - {self._own_id()}
         pool = {each.worker_id: each for each in await self._broker.pool()}
         now_s = time.monotonic()
@@ -54,8 +60,11 @@ class Detector:
             worker = pool.get(worker_id)
             beat = worker.beat if worker is not None else ""
             is_still = stillness.look(beat, now_s) >= self._dead_after_s and stillness.num_looks >= MIN_POLLS
-            if is_still or (worker is not None and _has_lost_its_supervisor(worker)):
+            if is_still or (worker is not None and is_gone(*_supervisor(worker))):  # the engine dies with it
                 await self._reap(worker_id, beat)
+            elif worker is not None:
+                living.append(worker)
+        return living
 
     def _soonest_death_s(self) -> float:
         """Until the worker that has stood still for longest is dead, if it goes on so."""
@@ -69,9 +78,9 @@ class Detector:
             count_reap(self._model)
 
 
-def _has_lost_its_supervisor(worker: WorkerBeat) -> bool:
-    """Whether it ran on this machine; the engine process dies with its supervisor."""
-    return is_gone(worker.fields.get("pid_space", ""), worker.fields.get("supervisor_pid", ""))
+def _supervisor(worker: WorkerBeat) -> tuple[str, str]:
+    """Pid space and process id."""
+    return worker.fields.get("pid_space", ""), worker.fields.get("supervisor_pid", "")
 
 
 async def reap_own(broker: Broker, worker_id: str, model: str) -> None:

@@ -1,6 +1,7 @@
 """Which processes this one can see: a death on the same machine is known at once, without waiting for a heartbeat."""
 
 import os
+import select
 from functools import cache
 from pathlib import Path
 
@@ -17,14 +18,30 @@ def pid_space() -> str:
         return ""
 
 
-def is_gone(space: str, pid: str) -> bool:
-    """Whether this process surely runs no more. One of another space may always be alive; so may a reused id."""
+def open_process(space: str, pid: str) -> int | None:
+    """A pidfd of this process, readable once it has ended; None if it is of another space, or cannot be watched.
+
+    Raises ProcessLookupError if it is gone.
+    """
     if not space or space != pid_space() or not pid.isdecimal():
-        return False
+        return None
     try:
-        os.kill(int(pid), 0)
+        return os.pidfd_open(int(pid))
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None
+
+
+def is_gone(space: str, pid: str) -> bool:
+    """Whether this process surely runs no more, be it buried or not. One of another space may always be alive."""
+    try:
+        pidfd = open_process(space, pid)
     except ProcessLookupError:
         return True
-    except OSError:
-        return False  # it is another user's
-    return False
+    if pidfd is None:
+        return False
+    try:
+        return bool(select.select([pidfd], [], [], 0)[0])
+    finally:
+        os.close(pidfd)

@@ -2,7 +2,10 @@
 
 import asyncio
 import signal
+import subprocess
 from contextlib import suppress
+
+import pytest
 
 from contract.broker import Broker, State, Taken
 from contract.errors import BrokerDown
@@ -70,6 +73,26 @@ async def test_a_death_on_the_same_machine_needs_no_heartbeat(broker: Broker) ->
     await watcher.poll()
     assert await state_of(broker, near) is State.FREE
     assert await state_of(broker, far) is State.RUNNING
+
+
+async def test_a_death_on_the_same_machine_is_noticed_without_looking_again(
+    broker: Broker, sleeper: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process itself tells, although nobody has buried it yet."""
+    monkeypatch.setattr("worker.liveness.POLL_S", 600.0)
+    await broker.worker_beat("near", {"supervisor_pid": str(sleeper.pid), "pid_space": pid_space()})
+    generation_id = await hold_a_job(broker, "near")
+    watcher = Detector(broker, MODEL, dead_after_ms=600_000, own_id=lambda: "watcher")
+    watching = asyncio.create_task(watcher.run())
+    await until(lambda: "near" in watcher._watched)
+    sleeper.kill()
+
+    async def is_free() -> bool:
+        return await state_of(broker, generation_id) is State.FREE
+
+    await until(is_free)
+    watching.cancel()
+    await asyncio.wait([watching])
 
 
 async def test_a_worker_that_beats_is_left_alone(broker: Broker) -> None:
