@@ -1,4 +1,4 @@
-"""Clients in other languages, built once from the protos alone, and the tools that watch over the protos."""
+"""Clients in other languages, and the tools that watch over the protos."""
 
 import subprocess
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Protocol
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GO_BIN = ROOT / ".tools" / "go" / "bin"
 NODE_CLIENT = ROOT / "clients" / "node"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -37,14 +36,6 @@ def run() -> Run:
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run_command
-
-
-@pytest.fixture(scope="session")
-def go_programs(run: Run) -> Path:
-    """The folder of the Go client and of the Go decoder of the join test, both freshly built."""
-    built = run("clients/go/build.sh", "clients/go/generate", "tests/clients/join")
-    assert built.returncode == 0, built.stderr
-    return GO_BIN
 
 
 @pytest.fixture(scope="session")

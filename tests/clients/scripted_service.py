@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from llamaherd.client.resume import CHAIN_START, extend_chain
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 Context = grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateResponse]
@@ -33,6 +34,10 @@ async def serve(script: Script) -> AsyncIterator[str]:
         await server.stop(grace=None)
 
 
-def text_response(text: str) -> generation_pb2.GenerateResponse:
-    """A response that carries one token of this text."""
-    return generation_pb2.GenerateResponse(tokens=[common_pb2.Token(text=text)])
+def text_response(text: str, position: int = 0) -> generation_pb2.GenerateResponse:
+    """A response that carries the token at this position, with this text; its id is its position too."""
+    chain = CHAIN_START
+    for token_id in range(position + 1):
+        chain = extend_chain(chain, 0, token_id)
+    token = common_pb2.Token(index=position, position=position, id=position, text=text, chain=chain)
+    return generation_pb2.GenerateResponse(tokens=[token])

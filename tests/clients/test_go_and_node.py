@@ -1,4 +1,4 @@
-"""Clients in Go and Node, made from the protos alone, stream answers and read typed errors as a Python one does."""
+"""Programs in Go and Node, on a client and on the protos alone, stream answers and read typed errors as Python does."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ def client(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """The client's command, less its flags."""
     if request.param == "go":
         programs: Path = request.getfixturevalue("go_programs")
-        return (str(programs / "generate"),)
+        return (str(programs / "generate"), "-patience=0s")  # tells of the first failure
     folder: Path = request.getfixturevalue("node_client")
     return ("node", str(folder / "generate.js"))
 
@@ -56,7 +56,7 @@ async def test_text_is_printed_as_it_comes(client: tuple[str, ...]) -> None:
     async def script(_: generation_pb2.GenerateRequest, context: Context) -> None:
         await context.write(text_response("one "))
         await first_was_printed.wait()
-        await context.write(text_response("two"))
+        await context.write(text_response("two", position=1))
         await context.write(generation_pb2.GenerateResponse(completed=common_pb2.Completed()))
 
     async with serve(script) as address, start(client, address) as process:

@@ -13,6 +13,7 @@ from tests.clients.python.gateway_processes import gateway_processes
 from tests.herd_process import HerdProcess
 
 ROOT = Path(__file__).parents[2]
+CLIENTS = ("python", "typescript", "go")
 TYPESCRIPT = ROOT / "clients" / "typescript"
 MOST_LONG = 64
 NUM_MORE = 8
@@ -32,11 +33,14 @@ def typescript() -> Path:
     return TYPESCRIPT
 
 
-@pytest.fixture(params=["python", "typescript"])
+@pytest.fixture(params=CLIENTS)
 def runner(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """The command of a client's runner."""
     if request.param == "python":
         return (sys.executable, "-m", "tests.conformance.python_runner")
+    if request.param == "go":
+        programs: Path = request.getfixturevalue("go_programs")
+        return (str(programs / "conformance"),)
     folder: Path = request.getfixturevalue("typescript")
     return ("node", str(folder / "dist" / "conformance" / "runner.js"))
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conformance.conftest import full_queue
+from tests.conformance.conftest import CLIENTS, full_queue
 from tests.conformance.cut_cable import Cuts, cut_cable
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ SCENARIOS: Mapping[str, Sequence[Mapping[str, Any]]] = yaml.safe_load(
 )
 Observation = Mapping[str, Any]
 
-# The first test of a session installs and builds the TypeScript client.
+# The first test of a session builds a client.
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -49,6 +50,14 @@ def test_every_expectation_is_one_that_is_checked() -> None:
     for steps in SCENARIOS.values():
         for step in steps:
             assert set(step.get("expect", {})) <= known
+
+
+def test_every_client_is_held_to_them() -> None:
+    """README.md's table tells which of the folders are clients."""
+    rows = re.findall(r"^\| `clients/(\w+)/` \| (\w+) client", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+    assert {folder for folder, _ in rows} == {path.parent.name for path in ROOT.glob("clients/*/README.md")}
+    assert {folder for folder, article in rows if article == "a"} == set(CLIENTS)
 
 
 async def run(command: Sequence[str], scenario: Mapping[str, Any]) -> list[Observation]:

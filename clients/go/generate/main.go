@@ -1,4 +1,4 @@
-// Command generate sends one message to a llamaherd service and prints the answer as it comes.
+// Command generate sends one message to a herd and prints the answer as it comes.
 package main
 
 import (
@@ -12,97 +12,67 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	llamaherdv1 "llamaherd.dev/llamaherd/v1"
+	"llamaherd.dev/llamaherd"
+	v1 "llamaherd.dev/llamaherd/v1"
 )
 
 func main() {
-	address := flag.String("address", "127.0.0.1:50051", "the gateway's HOST:PORT")
+	addresses := flag.String("address", "127.0.0.1:50051", "the gateway's HOST:PORT, or those of several, with commas")
 	temperature := flag.Float64("temperature", 0, "0 is greedy; the model's own when the flag is absent")
-	timeout := flag.Duration("timeout", time.Minute, "the call's deadline")
+	timeout := flag.Duration("timeout", time.Minute, "the deadline")
+	patience := flag.Duration("patience", time.Minute, "how long to try again while nothing comes")
 	flag.Parse()
 
 	content := strings.Join(flag.Args(), " ")
 	if content == "" {
 		content = "Count to ten"
 	}
-	spec := chatSpec(content)
+	spec := llamaherd.Messages(llamaherd.User(content))
 	flag.Visit(func(given *flag.Flag) {
 		if given.Name == "temperature" {
-			spec.Sampling = &llamaherdv1.Sampling{Temperature: proto.Float32(float32(*temperature))}
+			spec.Sampling = &v1.Sampling{Temperature: proto.Float32(float32(*temperature))}
 		}
 	})
 
 	ctx, cancel := context.WithTimeout(context.Background(), *timeout)
 	defer cancel()
-	if err := generate(ctx, *address, spec, os.Stdout); err != nil {
+	if err := generate(ctx, strings.Split(*addresses, ","), *patience, spec); err != nil {
 		printError(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// chatSpec asks for the answer to one user message.
-func chatSpec(content string) *llamaherdv1.GenerationSpec {
-	message := &llamaherdv1.ChatMessage{Role: llamaherdv1.Role_ROLE_USER, Content: content}
-	chat := &llamaherdv1.ChatInput{Messages: []*llamaherdv1.ChatMessage{message}}
-	return &llamaherdv1.GenerationSpec{Input: &llamaherdv1.GenerationSpec_Chat{Chat: chat}}
-}
-
-// generate writes the text of every token to out. The error is a gRPC status, or says that an OK stream did not
-// end with `completed`, which would be a bug of the service.
-func generate(ctx context.Context, address string, spec *llamaherdv1.GenerationSpec, out io.Writer) error {
-	conn, err := grpc.Dial(address, grpc.WithInsecure())
+// generate writes the text of every delta to standard output, and a newline behind it.
+func generate(ctx context.Context, addresses []string, patience time.Duration, spec *v1.GenerationSpec) error {
+	herd, err := llamaherd.New(addresses, llamaherd.WithPatience(patience))
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer herd.Close()
 
-	client := llamaherdv1.NewGenerationServiceClient(conn)
-	stream, err := client.Generate(ctx, &llamaherdv1.GenerateRequest{Spec: spec})
-	if err != nil {
-		return err
+	stream := herd.Generate(ctx, spec)
+	defer stream.Close()
+	for stream.Next() {
+		fmt.Print(stream.Delta().Text)
 	}
-	isComplete := false
-	for {
-		response, err := stream.Recv()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		for _, token := range response.GetTokens() {
-			fmt.Fprint(out, token.GetText())
-		}
-		isComplete = isComplete || response.GetCompleted() != nil
-	}
-	fmt.Fprintln(out)
-	if !isComplete {
-		return errors.New("the stream ended without completed")
-	}
-	return nil
+	fmt.Println()
+	return stream.Err()
 }
 
-// printError writes what an error of any call says: its code and message, then its google.rpc details.
+// printError writes what an error says: its code and text, the service's reason and the fields that are wrong.
 func printError(out io.Writer, err error) {
-	failure, ok := status.FromError(err)
-	if !ok {
+	var failure *llamaherd.Error
+	if !errors.As(err, &failure) {
 		fmt.Fprintln(out, err)
 		return
 	}
-	fmt.Fprintf(out, "%s: %s\n", code.Code(failure.Code()), failure.Message())
-	for _, detail := range failure.Details() {
-		switch detail := detail.(type) {
-		case *errdetails.ErrorInfo:
-			fmt.Fprintf(out, "reason %s (%s)\n", detail.GetReason(), detail.GetDomain())
-		case *errdetails.BadRequest:
-			for _, violation := range detail.GetFieldViolations() {
-				fmt.Fprintf(out, "field %s: %s\n", violation.GetField(), violation.GetDescription())
-			}
-		}
+	fmt.Fprintf(out, "%s: %s\n", code.Code(failure.Code), failure.Text)
+	if failure.Reason != "" {
+		fmt.Fprintf(out, "reason %s (llamaherd.dev)\n", failure.Reason)
+	}
+	for _, violation := range failure.Violations {
+		fmt.Fprintf(out, "field %s: %s\n", violation.Field, violation.Description)
 	}
 }

@@ -1,0 +1,236 @@
+package llamaherd
+
+import (
+	"context"
+	"io"
+	"strings"
+
+	"google.golang.org/grpc/metadata"
+
+	v1 "llamaherd.dev/llamaherd/v1"
+)
+
+// Delta is what came of one choice.
+type Delta struct {
+	// Choice is which, from 0.
+	Choice uint32
+	// Text goes at the end of the choice's text.
+	Text string
+	// Tokens are what the text came with; none if the choice's end released text that was held back.
+	Tokens []*v1.Token
+	// Finished says why the choice ended, with its last delta.
+	Finished *v1.ChoiceFinished
+}
+
+// Stream is one generation, or one turn of a conversation, for one goroutine:
+//
+//	defer stream.Close()
+//	for stream.Next() {
+//		fmt.Print(stream.Delta().Text)
+//	}
+//	return stream.Err()
+//
+// It survives the loss of connections and gateways: no token is lost, none comes twice.
+type Stream struct {
+	ctx     context.Context
+	calls   *calls
+	reading *reading
+	source  source
+	tries   *tries
+	before  *Stream // of a conversation: the turn before, which has to be ended first
+	call    *call   // the one at hand, if there is one
+	pending []Delta
+	delta   Delta
+	err     error
+}
+
+// source is where a reading comes from.
+type source interface {
+	// call makes the call that goes on from where the reading stands.
+	call(context.Context, *gateway) (*call, error)
+	// failed is the error to act on, for one that the call at hand ended with.
+	failed(*Error) *Error
+	// mayRun tells whether what the source has started may still be running, and is its reader's to end.
+	mayRun() bool
+	// farewell ends it.
+	farewell(context.Context) error
+}
+
+// call is one call that streams.
+type call struct {
+	receive func() (response, error)
+	trailer func() metadata.MD
+	cancel  context.CancelFunc
+}
+
+func newStream(ctx context.Context, calls *calls, reading *reading, source source) *Stream {
+	return &Stream{ctx: ctx, calls: calls, reading: reading, source: source, tries: calls.tries(ctx)}
+}
+
+// Next waits for the next delta. It is false at the end, and after an error; Err tells which.
+func (s *Stream) Next() bool {
+	s.endBefore()
+	for len(s.pending) == 0 {
+		if s.isOver() {
+			s.hangUp()
+			return false
+		}
+		if err := s.goOn(); err != nil {
+			s.fail(err)
+		}
+	}
+	s.delta, s.pending = s.pending[0], s.pending[1:]
+	return true
+}
+
+// Delta is what the last Next has brought.
+func (s *Stream) Delta() Delta { return s.delta }
+
+// Err is why the stream ended before it was complete: an *Error, or nil.
+func (s *Stream) Err() error { return s.err }
+
+// Close leaves the stream, and returns once the service knows, within a few seconds. What the stream started is ended,
+// unless it is complete or has failed; the end of its context alone leaves it running for its resume window. The error
+// says that it could not be ended, and ends by that window.
+func (s *Stream) Close() error {
+	s.hangUp()
+	isOurs := s.reading.goesOn() && s.source.mayRun()
+	s.reading.isLeft = true
+	s.pending = nil
+	if !isOurs {
+		return nil
+	}
+	return s.source.farewell(detached{s.ctx})
+}
+
+// GenerationID is for Attach, Get and Cancel; empty before `accepted`, and for a turn.
+func (s *Stream) GenerationID() string { return s.reading.generationID }
+
+// Accepted tells the prompt's tokens, and the settings used with every default and the seed filled in.
+func (s *Stream) Accepted() *v1.Accepted { return s.reading.accepted }
+
+// Position is that of the next token, over all choices: where another reader would go on. A response may hold tokens of
+// several choices, and so several deltas: this counts all of them.
+func (s *Stream) Position() uint32 { return s.reading.position() }
+
+// Chain proves all tokens before Position; it goes into Attach with it. Nil if it is not known.
+func (s *Stream) Chain() *uint32 {
+	chain := s.reading.chain()
+	if chain == nil {
+		return nil
+	}
+	value := *chain
+	return &value
+}
+
+// Attempts is how many workers have had the generation so far.
+func (s *Stream) Attempts() uint32 { return s.reading.attempts }
+
+// Finished tells how each choice ended, of those that have. It is the stream's own.
+func (s *Stream) Finished() map[uint32]*v1.ChoiceFinished { return s.reading.finished }
+
+// Completed has counts, times and attempts, once everything has come.
+func (s *Stream) Completed() *v1.Completed { return s.reading.completed }
+
+// Turn is, of a conversation's turn that is complete, its number, and how many of the oldest turns were left out.
+func (s *Stream) Turn() *v1.TurnFinished { return s.reading.turn }
+
+// isOver tells whether nothing is left to wait for: of a complete stream, neither is the status of its call.
+func (s *Stream) isOver() bool {
+	return s.err != nil || s.reading.isLeft || s.reading.completed != nil && s.call == nil
+}
+
+func (s *Stream) endBefore() {
+	if s.before != nil {
+		_ = s.before.Close() // what could not be ended ends by its resume window
+		s.before = nil
+	}
+}
+
+// goOn takes one response of the call at hand, and makes a call before if there is none.
+func (s *Stream) goOn() *Error {
+	if s.call == nil {
+		if err := s.begin(); err != nil {
+			return err
+		}
+	}
+	said, err := s.call.receive()
+	switch {
+	case err == io.EOF && s.reading.completed == nil:
+		return broken("the stream ended before `completed`")
+	case err == io.EOF:
+		s.hangUp()
+		return nil
+	case err != nil:
+		return typed(s.ctx, err, s.call.trailer())
+	}
+	news, failure := s.reading.take(said)
+	if news.isAny {
+		s.tries.progressed()
+	}
+	s.pending = append(s.pending, deltasOf(news)...)
+	return failure
+}
+
+func (s *Stream) begin() *Error {
+	if s.ctx.Err() != nil {
+		return ended(s.ctx)
+	}
+	gateway, err := s.calls.next(s.tries)
+	if err != nil {
+		return typed(s.ctx, err, nil)
+	}
+	ctx, cancel := context.WithCancel(s.calls.how.outgoing(s.ctx))
+	s.call, err = s.source.call(ctx, gateway)
+	if err != nil {
+		cancel()
+		s.call = nil
+		return typed(s.ctx, err, nil)
+	}
+	s.call.cancel = cancel
+	return nil
+}
+
+// fail waits if there is to be another call; otherwise the stream has failed.
+func (s *Stream) fail(err *Error) {
+	s.hangUp()
+	if s.reading.completed != nil {
+		return // everything has come: nothing more was to be said
+	}
+	s.err = s.tries.wait(s.ctx, s.source.failed(err))
+	if s.err != nil && s.ctx.Err() != context.Canceled {
+		s.reading.isLeft = true // what failed is left as it is, for another to attach
+	}
+}
+
+func (s *Stream) hangUp() {
+	if s.call != nil {
+		s.call.cancel()
+		s.call = nil
+	}
+}
+
+// deltasOf is the deltas of one response; accepted, queued, started and completed have none.
+func deltasOf(news news) []Delta {
+	var deltas []Delta
+	for tokens := news.tokens; len(tokens) > 0; {
+		num := 1
+		for num < len(tokens) && tokens[num].GetChoice() == tokens[0].GetChoice() {
+			num++
+		}
+		deltas = append(deltas, Delta{Choice: tokens[0].GetChoice(), Text: textOf(tokens[:num]), Tokens: tokens[:num]})
+		tokens = tokens[num:]
+	}
+	if end := news.finished; end != nil {
+		deltas = append(deltas, Delta{Choice: end.GetChoice(), Text: end.GetText(), Finished: end})
+	}
+	return deltas
+}
+
+func textOf(tokens []*v1.Token) string {
+	var text strings.Builder
+	for _, token := range tokens {
+		text.WriteString(token.GetText())
+	}
+	return text.String()
+}
