@@ -166,6 +166,23 @@ def test_a_held_sequence_gives_way_before_one_that_advances() -> None:
     assert len(second.block_table) == 3
 
 
+def test_held_sequences_give_way_to_one_that_waits_where_nothing_else_can_run() -> None:
+    """The youngest first, and no more than it needs: who runs alone would else wait for those that wait for it."""
+    herd = Herd(num_blocks=4)
+    first, second = herd.add(3), herd.add(7)
+    assert herd.step() == [("g1", 3), ("g2", 7)]
+    assert herd.step() == [("g1", 1), ("g2", 1)]
+    alone = herd.add(7)
+    first.is_held = second.is_held = True
+    assert herd.scheduler.can_schedule
+    assert not herd.scheduler.has_spare_blocks
+    assert herd.step() == [("g3", 7)]
+    assert (len(first.block_table), second.block_table) == (1, [])
+    herd.scheduler.remove(alone)
+    second.is_held = False
+    assert herd.step() == [("g2", 8)]
+
+
 def test_the_oldest_always_advances_in_a_pool_that_fits_only_it() -> None:
     """No livelock: with everybody's wishes far above the pool, each sequence completes, oldest first."""
     herd = Herd(num_blocks=5)

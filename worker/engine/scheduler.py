@@ -43,7 +43,8 @@ class Scheduler:
     Running sequences hold blocks, waiting ones hold none; both lists are ordered by arrival. A sequence is
     admitted when there are blocks for all its tokens and one more, so only decoding ever asks for further blocks.
     When none is free, the youngest held sequence, else the youngest, gives its blocks back and is computed again
-    later. So the oldest running sequence that is not held is nobody's victim and advances in every step.
+    later. So the oldest running sequence that is not held is nobody's victim and advances in every step. Where all
+    that run are held they give way to an admission too: nobody else would ever free a block.
 
     Sequences of one generation share the full blocks of what they have in common: one computes them, the others wait
     for that and then refer to the same blocks. What follows each computes itself, in blocks of its own: so a block
@@ -77,7 +78,7 @@ class Scheduler:
     @property
     def has_spare_blocks(self) -> bool:
         """Whether nobody can be preempted by the next `schedule`."""
-        return self._pool.num_free >= len(self._running)
+        return self._pool.num_free >= len(self._running) and (not self._waiting or not self._is_held_up)
 
     def fits_alone(self, num_positions: int) -> bool:
         """Whether a sequence of that many positions fits the pool when it is the only one."""
@@ -183,17 +184,23 @@ class Scheduler:
             return None
         for sequence in self._waiting:
             if not sequence.is_held and (shared := self._shared_blocks(sequence)) is not None:
-                num_new = self._num_blocks_for(len(sequence.token_ids) + 1) - len(shared)
-                return sequence if num_new <= self._pool.num_free else None
+                num_blocks = self._num_blocks_for(len(sequence.token_ids) + 1)
+                fits = num_blocks - len(shared) <= self._pool.num_free
+                return sequence if fits or (self._is_held_up and num_blocks <= self._pool.num_blocks) else None
         return None
 
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether all that run are held: without an admission nothing moves."""
+        return bool(self._running) and all(sequence.is_held for sequence in self._running)
+
     def _admit(self, sequence: Sequence) -> None:
-        shared = self._shared_blocks(sequence)
-        assert shared is not None, "the sequence is not ready"
+        num_blocks = self._num_blocks_for(len(sequence.token_ids) + 1)
+        while num_blocks - len(shared := self._shared_blocks(sequence) or []) > self._pool.num_free:
+            self._preempt(self._running[-1])  # held, as all of them are
         self._waiting.remove(sequence)
         self._pool.share(shared)
-        num_new = self._num_blocks_for(len(sequence.token_ids) + 1) - len(shared)
-        sequence.block_table = [*shared, *self._pool.allocate(num_new)]
+        sequence.block_table = [*shared, *self._pool.allocate(num_blocks - len(shared))]
         sequence.num_computed = len(shared) * self._block_size
         _insert(self._running, sequence)
 
