@@ -74,6 +74,7 @@ class Session:
         first_turn: number of the oldest turn that is kept.
         turns: those kept that ended well, in order.
         generations: of the last turns, by number; a turn's log lives on for a while after it.
+        num_dropped: turns that the prompt of the turn begun last leaves out.
     """
 
     setup: bytes
@@ -83,6 +84,7 @@ class Session:
     turns: tuple[Turn, ...]
     open: OpenTurn | None
     generations: dict[int, str]
+    num_dropped: int = 0
 
 
 class Begun(enum.Enum):
@@ -151,6 +153,7 @@ def _parse(answer: Sequence[bytes]) -> Session:
         turns=tuple(Turn(n, fields[f"u:{n}"].decode(), fields[f"a:{n}"].decode()) for n in numbers),
         open=None if open_turn is None else _open_turn(fields, open_turn),
         generations={n: fields[f"g:{n}"].decode() for n in range(first, following) if f"g:{n}" in fields},
+        num_dropped=int(fields["dropped"]),
     )
 
 

@@ -8,7 +8,7 @@ from opentelemetry import trace
 
 from contract import keys
 from contract.broker import Broker
-from contract.chat import Begun, Handle, OpenTurn, Session
+from contract.chat import Begun, Handle, OpenTurn, Session, Turn
 from contract.errors import (
     FieldViolation,
     InvalidRequest,
@@ -52,7 +52,8 @@ class ChatSession:
     Attributes:
         settings: what turns will use.
         setup: what opened it, with the model's name filled in.
-        view: the conversation when it was last looked at.
+        view: the conversation when it was last looked at, without what was said: a stream may be idle for a day.
+        num_turns: those in its history when it was joined.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class ChatSession:
         self.settings = settings
         self.handle = handle
         self.caller = caller
-        self.view = view
         self.setup = setup
         self._broker = broker
         self._models = models
         self._epoch = epoch
+        self.view = _outline(view)
+        self.num_turns = len(view.turns)
+        self._turns: Sequence[Turn] | None = view.turns
 
     @classmethod
     async def open(
@@ -88,18 +91,12 @@ class ChatSession:
         kept.model = models.name_of(setup.model, "setup.model")
         settings = await settings_of(check, caller, kept)
         handle, epoch = Handle.new(), secrets.token_hex(8)
+        view = Session(b"", "", next_turn=0, first_turn=0, turns=(), open=None, generations={})
         with tracer.start_as_current_span(names.SPAN_SESSION, attributes={names.ATTR_SESSION_ID: handle.session_id}):
-            await broker.chat.open(
-                handle,
-                caller,
-                kept.SerializeToString(),
-                trace=inject_context().get("traceparent", ""),
-                epoch=epoch,
-                ttl_ms=(setup.ttl_s if setup.HasField("ttl_s") else DEFAULT_TTL_S) * 1000,
-            )
-        view = await broker.chat.join(handle, caller)
-        if view is None:
-            raise UnknownSession
+            view = replace(view, trace=inject_context().get("traceparent", ""))
+            ttl_ms = (setup.ttl_s if setup.HasField("ttl_s") else DEFAULT_TTL_S) * 1000
+            packed = kept.SerializeToString()
+            await broker.chat.open(handle, caller, packed, trace=view.trace, epoch=epoch, ttl_ms=ttl_ms)
         return cls(broker, models, handle, caller, epoch, settings, kept, view)
 
     @classmethod
@@ -119,7 +116,7 @@ class ChatSession:
         return chat_pb2.SessionReady(
             session_id=self.handle.session_id,
             resumption_handle=str(self.handle),
-            num_turns=len(self.view.turns),
+            num_turns=self.num_turns,
             settings=self.settings,
             generation_id=self.view.open.generation_id if self.view.open else "",
         )
@@ -134,7 +131,7 @@ class ChatSession:
             raise InvalidRequest([FieldViolation("user_message.request_id", "has 1 to 128 characters")])
         while True:
             model = await self._models.get(self.setup.model)
-            messages, dropped = await fit_history(self.setup, self.view.turns, message.content, model)
+            messages, dropped = await fit_history(self.setup, await self._history(), message.content, model)
             number, first = self.view.next_turn, self.view.first_turn
             opening = OpenTurn(number, message.content, keys.new_generation_id(), None, first + dropped)
             outcome, found = await self._broker.chat.begin(
@@ -142,6 +139,7 @@ class ChatSession:
             )
             match outcome:
                 case Begun.BEGUN:
+                    self.view = replace(self.view, next_turn=number + 1)
                     spec = spec_of(self.setup, messages, window_ms=TURN_WINDOW_MS, model=self.setup.model)
                     return BegunTurn(opening, Call(self.caller, spec, None, generation_id=opening.generation_id))
                 case Begun.SAME:
@@ -150,9 +148,8 @@ class ChatSession:
                     await self._look()
                     if not await self.settle():
                         raise TurnRunning(found)
-                    await self._look()
                 case Begun.MOVED:
-                    await self._look()
+                    continue  # the history is read anew
                 case Begun.FENCED:
                     raise SessionTaken(self.handle.session_id)
                 case Begun.GONE:
@@ -186,8 +183,7 @@ class ChatSession:
         """Keep what a turn said, once its generation has ended. Waits for a broker that is away."""
         self.view = replace(self.view, open=turn)
         await until_answered(self.settle)
-        view = await until_answered(lambda: self._broker.chat.join(self.handle, self.caller))
-        self.view = view or self.view  # gone if the client has ended the conversation
+        self.view = replace(self.view, open=None, next_turn=max(self.view.next_turn, turn.number + 1))
 
     async def forget(self, turn: OpenTurn) -> None:
         """A turn that failed leaves nothing behind."""
@@ -211,22 +207,38 @@ class ChatSession:
         generation_id = await self._broker.chat.drop(self.handle, self.caller)
         await _cancel(self._broker, generation_id, self.caller)
 
-    async def _look(self) -> None:
+    def rest(self) -> None:
+        """Hold nothing of what was said until the next turn, which reads it anew."""
+        self._turns = None
+
+    async def _history(self) -> Sequence[Turn]:
+        """What was said; as it was when the conversation was joined, if nobody has rested since."""
+        turns = self._turns
+        self.rest()
+        return (await self._look()).turns if turns is None else turns
+
+    async def _look(self) -> Session:
         """Raises UnknownSession."""
         view = await self._broker.chat.join(self.handle, self.caller)
         if view is None:
             raise UnknownSession
-        self.view = view
+        self.view = _outline(view)
+        return view
 
     async def _earlier(self, number: int) -> OpenTurn:
         """A turn of the same request_id, open or ended; its log can be read for a while."""
-        await self._look()
-        if self.view.open is not None and self.view.open.number == number:
-            return self.view.open
-        generation_id = self.view.generations.get(number)
+        view = await self._look()
+        if view.open is not None and view.open.number == number:
+            return view.open
+        generation_id = view.generations.get(number)
         if generation_id is None:
             raise UnknownGeneration(f"of turn {number}")
-        return OpenTurn(number, "", generation_id, None, 0)
+        return OpenTurn(number, "", generation_id, None, view.num_dropped if number == view.next_turn - 1 else 0)
+
+
+def _outline(view: Session) -> Session:
+    """Without texts."""
+    return replace(view, setup=b"", turns=(), generations={})
 
 
 async def interrupt(broker: Broker, handle: Handle, caller: str, shown: int | None) -> bool:

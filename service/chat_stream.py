@@ -54,6 +54,7 @@ class ChatStream:
         """Answer setup, then serve until the client ends or half-closes, or this gateway drains. Raises ServeError."""
         structlog.contextvars.bind_contextvars(session_id=self._session.handle.session_id)
         await self._write(chat_pb2.ChatResponse(ready=self._session.ready).SerializeToString())
+        self._session.rest()
         try:
             async with asyncio.TaskGroup() as group:
                 if (turn := self._session.view.open) is not None:
