@@ -167,4 +167,5 @@ class _Pace:
 
 def _tell_dropped(stream: Stream) -> None:
     if stream.turn is not None and (dropped := stream.turn.num_turns_dropped):
-        print(f"(the {dropped} oldest turns no longer fit, and were left out)", file=sys.stderr)
+        which = "oldest turn" if dropped == 1 else f"{dropped} oldest turns"
+        print(f"(more than the model holds; left out: the {which})", file=sys.stderr)

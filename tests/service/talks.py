@@ -20,6 +20,7 @@ class Talk:
     """A Chat stream that tests write to and read from."""
 
     def __init__(self, gateway: RunningGateway) -> None:
+        self.gateway = gateway
         self.call = chat_pb2_grpc.ChatServiceStub(gateway.channel).Chat()
         self.ready = chat_pb2.SessionReady()
 
