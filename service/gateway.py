@@ -46,7 +46,7 @@ SERVICES: tuple[ServiceDescriptor, ...] = (GENERATION, CHAT, MODEL)
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 1),  # several gateways may share a port, and `herd up` reserves it so
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
-    ("grpc.max_send_message_length", -1),  # bounded by the context; an answer at once may pass 4 MiB with log-probs
+    ("grpc.max_send_message_length", -1),  # whole generations are bounded; Tokenize says how long its answers are
     ("grpc.keepalive_time_ms", 20_000),  # a client whose host has gone is noticed within half a minute
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),  # what really ends the connection (grpcio 1.85); a minute by default

@@ -113,18 +113,33 @@ def check_output(output: common_pb2.OutputOptions, violations: Violations) -> No
 
 def check_log_size(job: Job, max_log_bytes: int, violations: Violations) -> None:
     """A log is never trimmed, so that its size is bounded before it begins."""
+    if (size := log_size(job)) > max_log_bytes:
+        text = f"is too much: {_amount_of(job)}, may take {size} bytes of log; at most {max_log_bytes}"
+        violations.add(_costliest_field(job), text)
+
+
+def check_answer_size(job: Job, max_answer_bytes: int, violations: Violations) -> None:
+    """What is answered at once must be a message that clients take: better told now than when all is computed."""
+    if (size := log_size(job)) > max_answer_bytes:
+        text = f"is too much for one answer: {_amount_of(job)}, may take {size} bytes; at most {max_answer_bytes}"
+        violations.add(_costliest_field(job), f"{text}. Generate streams it")
+
+
+def log_size(job: Job) -> int:
+    """Bytes that the tokens of a job may take, in the log or in an answer, roughly."""
     num_tokens, alternatives = job.num_choices * job.stopping.max_new_tokens, job.top_logprobs * ALTERNATIVE_LOG_BYTES
     size = num_tokens * (TOKEN_LOG_BYTES + alternatives)
-    size += job.num_echoed * (TOKEN_LOG_BYTES + (alternatives if job.prompt_logprobs else 0))
-    if size <= max_log_bytes:
-        return
-    field = "spec.stopping.max_new_tokens"
+    return size + job.num_echoed * (TOKEN_LOG_BYTES + (alternatives if job.prompt_logprobs else 0))
+
+
+def _costliest_field(job: Job) -> str:
     if job.num_choices > 1:
-        field = "spec.sampling.n"
-    elif job.top_logprobs:
-        field = "spec.output.top_logprobs"
-    text = f"{job.num_choices} choices of {job.stopping.max_new_tokens} tokens, {job.top_logprobs} alternatives each"
-    violations.add(field, f"is too much: {text}, may take {size} bytes of log; at most {max_log_bytes}")
+        return "spec.sampling.n"
+    return "spec.output.top_logprobs" if job.top_logprobs else "spec.stopping.max_new_tokens"
+
+
+def _amount_of(job: Job) -> str:
+    return f"{job.num_choices} choices of {job.stopping.max_new_tokens} tokens, {job.top_logprobs} alternatives each"
 
 
 def _max_new_tokens(stopping: common_pb2.Stopping, num_prompt: int, bundle: ModelBundle) -> int:

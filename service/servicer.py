@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from contract import keys
 from contract.broker import Broker, State
-from contract.errors import LogBehind, UnknownGeneration
+from contract.errors import FieldViolation, InvalidRequest, LogBehind, UnknownGeneration
 from contract.messages import CHAIN_START, Ending, EndReason
 from llamaherd.v1 import common_pb2, generation_pb2
 from service import events, spans
@@ -17,6 +17,7 @@ from service.snapshot import STATES, choices_of, snapshot_of
 from service.validate import Call
 
 ANONYMOUS = "anonymous"  # every caller, until there are keys
+MAX_ANSWER_BYTES = 4 * 1024 * 1024  # of a whole generation at once: what clients of every language take by default
 
 
 class GenerationServicer:
@@ -69,7 +70,8 @@ class GenerationServicer:
         spans.describe_operation(is_chat=request.spec.HasField("chat"), is_stream=False)
         tokens: list[common_pb2.Token] = []
         finishes: list[common_pb2.ChoiceFinished] = []
-        async with self._follower.follow(_call_of(request, context)) as followed:
+        call = replace(_call_of(request, context), max_answer_bytes=MAX_ANSWER_BYTES)
+        async with self._follower.follow(call) as followed:
             while not followed.is_finished:
                 for body in await followed.next_messages():
                     message = generation_pb2.GenerateResponse.FromString(body)
@@ -78,13 +80,15 @@ class GenerationServicer:
                         finishes.append(message.choice_finished)
             ending = followed.ending
             spans.describe_ending(ending, followed.job)
-            return generation_pb2.CompleteResponse(
+            answer = generation_pb2.CompleteResponse(
                 generation_id=followed.job.generation_id,
                 choices=choices_of(followed.job.num_choices, tokens, finishes),
                 settings=events.settings_of(followed.job),
                 usage=events.usage_of(ending, followed.job),
                 timings=events.timings_of(ending.times),
             )
+            _check_size(answer, "spec")
+            return answer
 
     async def get_generation(
         self, request: generation_pb2.GetGenerationRequest, context: Context
@@ -92,7 +96,9 @@ class GenerationServicer:
         """The record and the log as they stand."""
         generation_id = _checked(request.generation_id)
         record = await self._broker.record(generation_id, caller=ANONYMOUS)
-        return snapshot_of(generation_id, record, await self._broker.read_log(generation_id))
+        answer = snapshot_of(generation_id, record, await self._broker.read_log(generation_id))
+        _check_size(answer, "generation_id")
+        return answer
 
     async def cancel_generation(
         self, request: generation_pb2.CancelGenerationRequest, context: Context
@@ -131,6 +137,13 @@ async def _write_all(followed: Followed, context: Context, started_s: float) -> 
             has_tokens = True
             spans.describe_first_token(time.monotonic() - started_s)
     spans.describe_ending(followed.ending, followed.job)
+
+
+def _check_size(answer: generation_pb2.CompleteResponse | generation_pb2.GetGenerationResponse, asked_by: str) -> None:
+    """Raises InvalidRequest for an answer that its client's gRPC would not take, and not say why."""
+    if (size := answer.ByteSize()) > MAX_ANSWER_BYTES:
+        text = f"has an answer of {size} bytes; one message takes {MAX_ANSWER_BYTES}. Attach streams generation"
+        raise InvalidRequest([FieldViolation(asked_by, f"{text} {answer.generation_id}")])
 
 
 def _call_of(

@@ -6,6 +6,7 @@ from contract.messages import Job
 from contract.trace import inject_context
 from llamaherd.v1 import common_pb2
 from service.knobs import (
+    check_answer_size,
     check_fit,
     check_log_size,
     check_output,
@@ -37,6 +38,7 @@ class Call:
     spec: common_pb2.GenerationSpec
     request_id: str | None
     is_unread: bool = False  # it begins without a reader
+    max_answer_bytes: int | None = None  # for one that is answered at once, in one message
     generation_id: str | None = None  # one that was chosen, and kept, before
     ends_s: float | None = None  # the RPC's deadline, on this process' monotonic clock
 
@@ -90,6 +92,8 @@ async def validate(call: Call, generation_id: str, models: Models, *, max_log_by
         prompt_logprobs=spec.output.prompt_logprobs,
     )
     check_log_size(job, max_log_bytes, violations)
+    if call.max_answer_bytes is not None:
+        check_answer_size(job, call.max_answer_bytes, violations)
     violations.raise_if_any()
     return job
 

@@ -82,7 +82,8 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Complete(self, request, context):
-        """Generates and answers once, with everything.
+        """Generates and answers once, with everything. One that may take more than 4 MiB (many choices, or many top_logprobs)
+        is INVALID_ARGUMENT at once, with the field that costs most: read it by Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +98,7 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetGeneration(self, request, context):
-        """The state of a generation and its tokens so far.
+        """The state of a generation and its tokens so far. INVALID_ARGUMENT if these take more than 4 MiB: read it by Attach.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -589,7 +589,8 @@ export const GenerationService: GenService<{
     output: typeof GenerateResponseSchema;
   },
   /**
-   * Generates and answers once, with everything.
+   * Generates and answers once, with everything. One that may take more than 4 MiB (many choices, or many top_logprobs)
+   * is INVALID_ARGUMENT at once, with the field that costs most: read it by Generate.
    *
    * @generated from rpc llamaherd.v1.GenerationService.Complete
    */
@@ -610,7 +611,7 @@ export const GenerationService: GenService<{
     output: typeof SubmitGenerationResponseSchema;
   },
   /**
-   * The state of a generation and its tokens so far.
+   * The state of a generation and its tokens so far. INVALID_ARGUMENT if these take more than 4 MiB: read it by Attach.
    *
    * @generated from rpc llamaherd.v1.GenerationService.GetGeneration
    */
