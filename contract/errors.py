@@ -134,10 +134,17 @@ class Draining(Unavailable):
 
 
 class NoWorker(Unavailable):
-    """The model is known, but no live worker serves it."""
+    """The model is known, but no live worker serves it, or one does that would pass over what was asked.
 
-    def __init__(self, model: str, retry_after_s: float = 2.0) -> None:
-        super().__init__(f"no live worker serves model {model!r}", retry_after_s)
+    Args:
+        unknown_knobs: what a live worker of an earlier release does not know; it might be the one to take the job.
+    """
+
+    def __init__(self, model: str, retry_after_s: float = 2.0, unknown_knobs: Sequence[str] = ()) -> None:
+        text = f"no live worker serves model {model!r}"
+        if unknown_knobs:
+            text = f"a worker of model {model!r} is of an earlier release, without {', '.join(unknown_knobs)}"
+        super().__init__(text, retry_after_s)
 
 
 class BrokerDown(Unavailable):

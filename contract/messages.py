@@ -15,6 +15,18 @@ from llamaherd.v1 import common_pb2, generation_pb2
 
 VERSION = 1
 
+KNOB_LEVELS = {
+    **dict.fromkeys(("min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty"), 1),
+    **dict.fromkeys(("logit_bias", "n", "min_new_tokens", "stop_token_ids", "ignore_eos"), 1),
+    **dict.fromkeys(("top_logprobs", "echo", "prompt_logprobs"), 1),
+}
+"""What a job may ask for beyond the first version, and since which level.
+
+A worker's beat tells its own level. One of an earlier level passes over what it does not know, so gateways queue no
+such job while a worker of that level lives. A job of a level that is to come has another `v`, which this one refuses.
+"""
+JOB_LEVEL = max(KNOB_LEVELS.values())
+
 
 class MalformedMessage(ValueError):
     """Bytes in Redis that no version of this project writes."""
@@ -99,6 +111,13 @@ class Job:
     def num_output(self, num_logged: int) -> int:
         """How many of the log's tokens were generated; a log that ended early may lack a part of the echo."""
         return max(0, num_logged - self.num_echoed)
+
+    def knobs_beyond(self, level: int) -> list[str]:
+        """What it asks for that a worker of this level does not know."""
+        if level >= JOB_LEVEL:
+            return []
+        asked = {**_present(self.sampling), **_present(self.stopping), **_present(self)}
+        return [name for name in asked if KNOB_LEVELS.get(name, 0) > level]
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces; what was added to the first version is left out while it is off."""

@@ -36,6 +36,7 @@ class Pulse:
     is_ready: bool
     is_device_fresh: bool
     is_live: bool
+    job_level: int
     since_s: float
     num_polls: int = 0
 
@@ -84,6 +85,14 @@ class Liveness:
                 counts[pulse.model] = counts.get(pulse.model, 0) + 1
         return counts
 
+    def job_levels(self) -> dict[str, int]:
+        """The same models with the lowest level of these workers: each of them may get any job of the model."""
+        levels: dict[str, int] = {}
+        for pulse in self._pulses.values():
+            if pulse.is_live and pulse.is_ready:
+                levels[pulse.model] = min(pulse.job_level, levels.get(pulse.model, pulse.job_level))
+        return levels
+
     def healthy_models(self) -> frozenset[str]:
         """Those among them with a worker whose device has lately computed something."""
         pulses = self._pulses.values()
@@ -97,6 +106,7 @@ class Liveness:
             is_ready=fields.get("state", READY) == READY,
             is_device_fresh=self._is_fresh(fields.get("device_age_ms")),
             is_live=is_live,
+            job_level=int(level) if (level := fields.get("job_level", "")).isdecimal() else 0,
             since_s=now_s,
         )
 
@@ -135,6 +145,7 @@ class Models:
         self._served: dict[tuple[str, str], ServedModel] = {}  # by name and bundle digest
         self._loading = asyncio.Lock()
         self.live: Mapping[str, int] = {}
+        self.job_levels: Mapping[str, int] = {}
         self.healthy: frozenset[str] = frozenset()
         self.is_broker_down = False
 
@@ -162,6 +173,7 @@ class Models:
         if now_s - self._announced_s > ANNOUNCED_EVERY_S or not live.keys() <= self._announced.keys():
             self._announced, self._announced_s = await self._broker.models(live), now_s
         self.live = live
+        self.job_levels = self._liveness.job_levels()
         self.healthy = self._liveness.healthy_models()
         self.is_broker_down = False
 

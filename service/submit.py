@@ -18,7 +18,7 @@ from contract.errors import (
     ServeError,
     UnknownGeneration,
 )
-from contract.messages import Job
+from contract.messages import JOB_LEVEL, Job
 from service.models import Models
 from service.owned import OwnedCalls
 from service.queues import Queues
@@ -82,13 +82,15 @@ class Submitter:
             stream: its reader here; without one nobody reads it until somebody attaches.
 
         Raises:
-            NoWorker: nobody would take it, and there is nothing to attach to.
+            NoWorker: nobody would take it, or an old worker might, and there is nothing to attach to.
             DeadlinePassed, DeadlineTooShort: the same for the caller's time.
             Overloaded, QuotaExceeded, RequestIdReused, UnknownGeneration, BrokerDown.
         """
         if job.model not in self._models.live:
             is_down = self._models.is_broker_down
             await self._require_standing(call, job, BrokerDown() if is_down else NoWorker(job.model))
+        elif unknown_knobs := job.knobs_beyond(self._models.job_levels.get(job.model, JOB_LEVEL)):
+            await self._require_standing(call, job, NoWorker(job.model, unknown_knobs=unknown_knobs))
         await self._require_time(call, job)
         task = self._calls.start(
             self._broker.submit(

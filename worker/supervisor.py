@@ -15,6 +15,7 @@ import structlog
 
 from contract.broker import Broker
 from contract.errors import BrokerDown
+from contract.messages import JOB_LEVEL
 from worker import exit_status
 from worker.engine_process import Condition, EngineProcess
 from worker.liveness import Detector, reap_own
@@ -145,6 +146,7 @@ class Supervisor:
             "slots": str(progress.num_slots),
             "running": str(progress.num_running),
             "steps": str(progress.num_steps),
+            "job_level": str(JOB_LEVEL),
             "device_age_ms": _age_ms(progress.device_ms),
             "device": progress.device,
             "quantization": progress.quantization,

@@ -1,12 +1,14 @@
 """Golden entries: what earlier processes have left in Redis is read as it was meant, and is still what we write."""
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 import pytest
 
 from contract.log_entries import parse_inbox_row, parse_log_entry
 from contract.messages import (
+    JOB_LEVEL,
+    KNOB_LEVELS,
     AttemptMark,
     Ending,
     EndReason,
@@ -75,6 +77,20 @@ def test_the_recorded_full_job_is_read() -> None:
     for record in (FULL_JOB, FULL_JOB.sampling, FULL_JOB.stopping):
         left = [each.name for each in fields(record) if getattr(record, each.name) == each.default]
         assert left == [], "a knob is not turned"
+
+
+def test_every_knob_that_came_later_has_a_level() -> None:
+    """So that no worker is given one that it would pass over; jobs of the first version have none."""
+    later = [
+        each.name
+        for record in (FULL_JOB, FULL_JOB.sampling, FULL_JOB.stopping)
+        for each in fields(record)
+        if each.default is not MISSING and each.name not in ("logprobs", "stop_strings")
+    ]
+    assert sorted(later) == sorted(KNOB_LEVELS)
+    assert JOB.knobs_beyond(0) == []
+    assert sorted(FULL_JOB.knobs_beyond(0)) == sorted(KNOB_LEVELS)
+    assert FULL_JOB.knobs_beyond(JOB_LEVEL) == []
 
 
 def test_the_recorded_scored_token_is_read() -> None:

@@ -14,6 +14,7 @@ import grpc
 from contract import keys
 from contract.broker import Broker
 from contract.bundle import ModelBundle
+from contract.messages import JOB_LEVEL
 from llamaherd.v1 import common_pb2, generation_pb2
 from tests.engine.oracle import random_prompts
 from tests.knobs.model import SHAPE
@@ -210,7 +211,7 @@ async def working(redis_url: str, served: Served, model: str) -> AsyncIterator[N
 
     async def beat() -> None:
         while True:
-            await broker.worker_beat(worker_id, {"model": model, "state": "ready"})
+            await broker.worker_beat(worker_id, {"model": model, "state": "ready", "job_level": str(JOB_LEVEL)})
             await asyncio.sleep(BEAT_S)
 
     beating = asyncio.create_task(beat())

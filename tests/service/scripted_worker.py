@@ -10,7 +10,7 @@ from contract import keys
 from contract.broker import Broker, Delivered, RowReply, StepRow, Taken, new_lease
 from contract.bundle import ModelBundle
 from contract.errors import BrokerDown
-from contract.messages import CHAIN_START, ChoiceEnd, EndReason, LoggedToken, encode_tokens
+from contract.messages import CHAIN_START, JOB_LEVEL, ChoiceEnd, EndReason, LoggedToken, encode_tokens
 from tests.until import until
 
 BEAT_S = 0.1
@@ -89,6 +89,7 @@ class ScriptedWorker:
         self.models = models
         self.worker_ids = {model: keys.new_id() for model in models}
         self.is_beating = True
+        self.says = {"job_level": str(JOB_LEVEL)}
         self._taken: dict[str, Work] = {}
 
     async def announce(self) -> None:
@@ -102,7 +103,7 @@ class ScriptedWorker:
             if self.is_beating:
                 try:
                     for model, worker_id in self.worker_ids.items():
-                        await self.broker.worker_beat(worker_id, {"model": model, "state": "ready"})
+                        await self.broker.worker_beat(worker_id, {"model": model, "state": "ready", **self.says})
                 except BrokerDown:
                     pass
             await asyncio.sleep(BEAT_S)

@@ -89,3 +89,17 @@ def test_one_healthy_worker_makes_a_model_healthy() -> None:
             assert liveness.healthy_models() == {"m"}
     assert liveness.live_models() == {"m": 1}
     assert liveness.healthy_models() == frozenset()
+
+
+def test_a_model_has_the_level_of_its_earliest_worker() -> None:
+    """Any of them may get any job of the model; one that tells no level is of the first version."""
+    liveness = Liveness(0.9, stale_after_s=10.0)
+    levels = {"a": ("m", "2"), "b": ("m", "1"), "c": ("n", "1"), "d": ("n", None), "e": ("o", "what?")}
+    beats = [
+        WorkerBeat(name, "1", {"model": model} if level is None else {"model": model, "job_level": level})
+        for name, (model, level) in levels.items()
+    ]
+    loading = WorkerBeat("f", "1", {"model": "m", "job_level": "0", "state": "loading"})
+    liveness.observe([], 0.0)
+    liveness.observe([*beats, loading], 0.3)
+    assert liveness.job_levels() == {"m": 1, "n": 0, "o": 0}

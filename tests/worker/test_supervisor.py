@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from contract.broker import Broker
-from contract.messages import EndReason
+from contract.messages import JOB_LEVEL, EndReason
 from tests.until import until, until_now
 from tests.worker.engine_double import HANG, POISON, expected_ids
 from tests.worker.rig import beat_of, finished, has_tokens, is_ready, make_job, read, submit, worker_process
@@ -102,6 +102,7 @@ async def test_an_idle_engine_process_whose_device_hangs_is_replaced(
             beat = await beat_of(broker, worker.pid)
             if beat is None:
                 return False  # between the two
+            assert beat.fields["job_level"] == str(JOB_LEVEL)
             if beat.fields["pid"] == mark.read_text():
                 assert beat.fields["device_age_ms"] == ""
                 return False
