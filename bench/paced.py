@@ -37,20 +37,27 @@ from worker.settings import WorkerSettings
 
 VOCABULARY = 32_000
 MODEL = "paced"
-FIRST_ID = 3  # the ids below are control tokens
-_TEXTS = tuple(f" w{id_:04d}"[: 3 + id_ % 5] for id_ in range(VOCABULARY))  # 5 bytes a token, as English has
+FIRST_ID = 259  # the ids below are control tokens and bytes
+_FIRST_CHARACTER = 0x20000  # of a plane whose characters take four bytes, about what a token of English has
+
+
+def paced_text(id_: int) -> str:
+    """A word of this vocabulary: one character, so that a text has as many tokens as characters."""
+    return chr(_FIRST_CHARACTER + id_)
 
 
 def paced_id(seed: int, index: int) -> int:
-    """The token at `index` of a generation whose prompt's last id is `seed`: what a reader may check."""
+    """The token at `index` of a generation whose prompt's last word has the id `seed`: what a reader may check."""
     return FIRST_ID + (seed * 7919 + index * 104_729) % (VOCABULARY - FIRST_ID)
 
 
 def paced_bundle() -> ModelBundle:
-    """A bundle of Llama 2's size."""
+    """A bundle of Llama 2's size and chat format, whose bytes encode that format's tags."""
     controls = [Piece("<unk>", PieceKind.UNKNOWN), Piece("<s>", PieceKind.CONTROL), Piece("</s>", PieceKind.CONTROL)]
+    letters = [Piece(f"<0x{byte:02X}>", PieceKind.BYTE) for byte in range(256)]
+    words = [Piece(paced_text(id_), PieceKind.NORMAL) for id_ in range(FIRST_ID, VOCABULARY)]
     return ModelBundle(
-        pieces=(*controls, *(Piece(f"w{id_}", PieceKind.NORMAL) for id_ in range(FIRST_ID, VOCABULARY))),
+        pieces=(*controls, *letters, *words),
         merges=(),
         bos_id=1,
         eos_id=2,
@@ -58,7 +65,7 @@ def paced_bundle() -> ModelBundle:
         eos_ids=(2,),
         context_length=100_000,
         vocab_size=VOCABULARY,
-        chat_format=ChatFormat(ChatFormatKind.NONE),
+        chat_format=ChatFormat(ChatFormatKind.LLAMA2),
         defaults=GenerationDefaults(),
         quantization="fp16",
         architecture=Architecture("llama", 1, 1, 1, 1),
@@ -72,7 +79,7 @@ class _Running:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
-        self.seed = request.prompt_ids[-1]
+        self.seed = next((id_ for id_ in reversed(request.prompt_ids) if id_ >= FIRST_ID), request.prompt_ids[-1])
         self.index = sum(map(len, request.outputs))
 
 
@@ -156,7 +163,7 @@ class PacedEngine:
     def _advance(self, generation_id: str, running: _Running) -> Sequence[StepEvent]:
         index = running.index
         token_id = paced_id(running.seed, index)
-        token = TokenEvent(generation_id, 0, index, token_id, _TEXTS[token_id], -0.5)
+        token = TokenEvent(generation_id, 0, index, token_id, paced_text(token_id), -0.5)
         running.index = index + 1
         if index and running.index < running.request.stopping.max_new_tokens:
             return (token,)

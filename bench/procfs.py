@@ -26,6 +26,17 @@ def usage(pids: list[int]) -> Usage:
     return Usage(cpu_s, rss_bytes)
 
 
+def wakeups(pids: list[int]) -> int:
+    """How often threads of these have waited for something, since they began; those that have ended do not count."""
+    return sum(
+        int(line.split()[1])
+        for pid in pids
+        for status in Path(f"/proc/{pid}/task").glob("*/status")
+        for line in status.read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches")
+    )
+
+
 def children(pid: int) -> list[int]:
     """Its child processes."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

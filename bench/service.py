@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.histogram import Histogram
-from bench.procfs import Usage, parse_cores, usage
+from bench.procfs import parse_cores
+from bench.reader_processes import all_ready, answers_of, sampled, start_reader, total
 from bench.whole_herd import Herd, Shape, whole_herd
 
-SAMPLE_S = 1.0
 HEAD = (
     "gateways | AOF fsync | streams | tokens/s | tokens a message | first token p50 / p99, ms | gap p50 / p99, ms "
     "| CPU µs a token: gateway | worker | Redis | readers | wrong"
@@ -44,10 +44,7 @@ class Row:
 
     def histogram(self, name: str) -> Histogram:
         """`first` or `gaps`, of all readers."""
-        total = Histogram()
-        for each in self.seen:
-            total.merge(Histogram.from_json(each[name]))
-        return total
+        return total(self.seen, name)
 
     def cpu_us(self, *names: str) -> float:
         """CPU microseconds a token of these processes."""
@@ -98,49 +95,21 @@ async def measure(herd: Herd, shape: Shape, streams: int, options: argparse.Name
     readers = []
     for number in range(num_readers):
         mine = streams // num_readers + (number < streams % num_readers)
-        readers.append(await _start_reader(herd.address, mine, number, options))
-    for reader in readers:
-        assert reader.stdout is not None
-        await reader.stdout.readline()
+        arguments = {
+            "address": herd.address,
+            "streams": mine,
+            "channels": min(options.channels, mine),
+            "prompt": options.prompt,
+            "new": options.new,
+            "seed": number,
+        }
+        readers.append(await start_reader("bench.readers", options.reader_cores or options.cores, arguments))
+    await all_ready(readers)
     begin_s = time.monotonic() + options.warm_up
     end_s = begin_s + options.duration
     pids = herd.pids | {"readers": [reader.pid for reader in readers]}
-    answers = [asyncio.ensure_future(reader.communicate(f"{begin_s} {end_s}\n".encode())) for reader in readers]
-    await asyncio.sleep(begin_s - time.monotonic())
-    samples = [(time.monotonic(), {name: usage(each) for name, each in pids.items()})]
-    while (left_s := end_s - time.monotonic()) > 0:
-        await asyncio.sleep(min(left_s, SAMPLE_S))
-        samples.append((time.monotonic(), {name: usage(each) for name, each in pids.items()}))
-    seen = [json.loads(output) for output, _ in await asyncio.gather(*answers)]
-    return Row(shape, streams, options.duration, seen, _spent(samples), _grown(samples))
-
-
-async def _start_reader(
-    address: str, streams: int, number: int, options: argparse.Namespace
-) -> asyncio.subprocess.Process:
-    arguments = {
-        "address": address,
-        "streams": streams,
-        "channels": min(options.channels, streams),
-        "prompt": options.prompt,
-        "new": options.new,
-        "seed": number,
-    }
-    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    cores = ",".join(map(str, parse_cores(options.reader_cores or options.cores)))
-    command = ["taskset", "-c", cores, sys.executable, "-m", "bench.readers", *flags]
-    return await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
-
-
-def _spent(samples: list[tuple[float, dict[str, Usage]]]) -> dict[str, float]:
-    first, last = samples[0][1], samples[-1][1]
-    return {name: last[name].cpu_s - first[name].cpu_s for name in first}
-
-
-def _grown(samples: list[tuple[float, dict[str, Usage]]]) -> dict[str, list[float]]:
-    """Resident memory at the tenths of the run, first and last included."""
-    chosen = [samples[round(tenth * (len(samples) - 1) / 10)][1] for tenth in range(11)]
-    return {name: [round(each[name].rss_bytes / 2**20, 1) for each in chosen] for name in chosen[0]}
+    seen, samples = await asyncio.gather(answers_of(readers, begin_s, end_s), sampled(pids, begin_s, end_s))
+    return Row(shape, streams, options.duration, seen, samples.cpu_s, samples.rss_mib)
 
 
 async def run(options: argparse.Namespace) -> list[Row]:

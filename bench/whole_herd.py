@@ -47,6 +47,7 @@ class Herd:
     """A herd that serves. `pids` by what they are: gateway, engine, supervisor, redis."""
 
     address: str
+    redis_url: str
     pids: dict[str, list[int]]
 
 
@@ -83,7 +84,7 @@ async def whole_herd(shape: Shape) -> AsyncIterator[Herd]:
             "supervisor": [worker.pid],
             "redis": [redis.pid],
         }
-        yield Herd(f"127.0.0.1:{port}", pids)
+        yield Herd(f"127.0.0.1:{port}", url, pids)
 
 
 def _redis_command(run_dir: Path, appendfsync: str) -> list[str]:
