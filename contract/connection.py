@@ -53,7 +53,10 @@ class ServerUnfit(Exception):
 
 
 def connect(url: str) -> Client:
-    """A client for redis://, rediss://, unix:///path or redis+cluster://host:port; connects when first used."""
+    """A client for redis://, rediss://, unix:///path or redis+cluster://host:port; connects when first used.
+
+    Raises ServerUnfit for anything else.
+    """
     options: dict[str, Any] = {
         # `answered` bounds every call instead: with a bound of its own redis-py sends by asyncio.wait_for, which on
         # Python 3.11 loses a cancellation that comes in the moment it is done, and with it the end of a loop.
@@ -63,11 +66,25 @@ def connect(url: str) -> Client:
         "max_connections": MAX_CONNECTIONS,
         "protocol": 2,  # replies have the same shape with every redis-py and server
     }
-    if url.startswith(CLUSTER_SCHEME):
-        return redis.asyncio.RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER_SCHEME)}", **options)
-    pool = redis.asyncio.ConnectionPool.from_url(url, health_check_interval=15, **options)
+    try:
+        if "://" not in url:  # redis-py takes redis:6379 for a database of this machine
+            raise ValueError(
+                "it begins with redis://, rediss://, unix:// or redis+cluster://"
+            )  # redis-py takes redis:x
+        if url.startswith(CLUSTER_SCHEME):
+            return redis.asyncio.RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER_SCHEME)}", **options)
+        pool = redis.asyncio.ConnectionPool.from_url(url, health_check_interval=15, **options)
+    except ValueError as error:
+        raise ServerUnfit(f"{without_password(url)!r} is no address of a Redis: {error}") from None
     pool.connection_class = type("PackingConnection", (_Packing, pool.connection_class), {})
     return redis.asyncio.Redis.from_pool(pool)
+
+
+def without_password(url: str) -> str:
+    """The address as it may be shown and logged."""
+    scheme, slashes, rest = url.partition("://")
+    account, at, where = rest.rpartition("@")
+    return f"{scheme}{slashes}{account.partition(':')[0]}:***@{where}" if at and ":" in account else url
 
 
 class _Packing:

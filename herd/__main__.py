@@ -1,6 +1,8 @@
 """`herd`: one command for each piece of a herd."""
 
+import enum
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +25,29 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Quantization = Annotated[
-    str, typer.Option(help="int8, nf4, nf4-dq, none, or auto: as the folder says, int8 for an unquantized one")
-]
+
+class Weights(enum.StrEnum):
+    """How a worker may hold them."""
+
+    AUTO = "auto"
+    INT8 = "int8"
+    NF4 = "nf4"
+    NF4_DQ = "nf4-dq"
+    NONE = "none"
+
+
+class ChatFormat(enum.StrEnum):
+    """How a worker may make prompts of conversations."""
+
+    AUTO = "auto"
+    LLAMA2 = "llama2"
+    NONE = "none"
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise typer.BadParameter(f"{name!r} is none of auto, cpu, cuda and cuda:N")
+    return name
 
 
 @app.command()
@@ -37,14 +59,16 @@ def up(
     model_name: Annotated[
         list[str] | None, typer.Option(help="the name callers use, one for each --model; default: the folder's")
     ] = None,
-    quantization: Quantization = "auto",
+    quantization: Annotated[
+        Weights, typer.Option(help="auto: as the folder was saved, int8 for an unquantized one")
+    ] = Weights.AUTO,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="worker processes of each model; one GPU each where there are GPUs")
     ] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N", callback=_device)] = "auto",
     chat_format: Annotated[
-        str, typer.Option(help="llama2, none, or auto: by the folder's template (older chat folders have none)")
-    ] = "auto",
+        ChatFormat, typer.Option(help="auto: by the folder's template (older chat folders have none: llama2)")
+    ] = ChatFormat.AUTO,
     host: Annotated[str, typer.Option(help="where to listen")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 50051,
     insecure: Annotated[bool, typer.Option(help="allow a host beyond loopback without TLS")] = False,

@@ -1,6 +1,7 @@
 """Processes that `herd up` keeps running, and that never outlive it."""
 
 import asyncio
+import json
 import signal
 import sys
 import time
@@ -8,22 +9,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contract.exit_status import UNFIT
 from contract.lifetime import bound
 
 
 class ChildFailed(RuntimeError):
-    """A child that must run ended, or ended again and again."""
+    """A child that must run ended for good, or ended again and again. The text ends with what it said last."""
 
     def __init__(self, name: str, code: int | None, log: Path) -> None:
-        tail = log.read_text(errors="replace").strip().splitlines()[-5:] if log.exists() else []
-        super().__init__(f"{name} ended with code {code}\n" + "\n".join(tail))
+        ended = "cannot run" if code == UNFIT else f"ended with code {code}"
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        super().__init__("\n  ".join([f"{name} {ended}", *last_words(lines)]))
+
+
+def last_words(log: Sequence[str], at_most: int = 5) -> list[str]:
+    """What a person needs of a child's log: its last errors as text, each once; without any, its last lines."""
+    said: dict[str, None] = {}
+    for line in log:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("level") in ("error", "critical"):
+            cause = str(event.get("error") or event.get("exception", "")).strip().rpartition("\n")[2]
+            said[f"{event.get('event')}: {cause}" if cause else str(event.get("event"))] = None
+    return list(said or dict.fromkeys(log[-at_most:]))[-at_most:]
 
 
 @dataclass(slots=True)
 class Child:
     """One process, started again when it dies.
 
-    Invariant: at most one instance runs; after `stop` none does. `max_restarts` deaths within `window_s` give up.
+    Invariant: at most one instance runs; after `stop` none does. `max_restarts` deaths within `window_s` give up, and
+    so does one with UNFIT.
     """
 
     name: str
@@ -31,7 +49,7 @@ class Child:
     env: Mapping[str, str]
     log: Path
     verbose: bool = False
-    max_restarts: int = 5
+    max_restarts: int = 0
     window_s: float = 60.0
     process: asyncio.subprocess.Process | None = None
     _deaths: list[float] = field(default_factory=list)
@@ -59,7 +77,7 @@ class Child:
             code = await self.process.wait()
             now = time.monotonic()
             self._deaths = [t for t in self._deaths if now - t < self.window_s] + [now]
-            if len(self._deaths) > self.max_restarts:
+            if code == UNFIT or len(self._deaths) > self.max_restarts:
                 raise ChildFailed(self.name, code, self.log)
             await self.start()
 

@@ -1,13 +1,26 @@
-"""How the command line tells an error of the service."""
+"""How the command line tells what went wrong: on standard error, with what can be done about it."""
 
 import sys
 
-from llamaherd.client import HerdError
+from llamaherd.client import ConnectionBroken, HerdError
+
+NOBODY_THERE = """\
+  `herd up` starts a herd on this machine; --address or HERD_ADDRESS names a gateway elsewhere; --tls if it has a
+  certificate"""
 
 
-def show_error(error: HerdError) -> None:
-    """The status, its message and what else it says."""
-    print(f"\n{error}", file=sys.stderr)
+def complain(command: str, what: object) -> None:
+    """One error of a command's own."""
+    print(f"herd {command}: {what}", file=sys.stderr)
+
+
+def show_error(error: HerdError, *, begins_line: bool = False) -> None:
+    """The status, its message and what else it says.
+
+    Args:
+        begins_line: nothing stands on the terminal's line yet; else the error begins one.
+    """
+    print(f"{'' if begins_line else chr(10)}{error}", file=sys.stderr)
     for violation in error.violations:
         print(f"  {violation.field}: {violation.description}", file=sys.stderr)
     if error.retry_after_s is not None:
@@ -15,3 +28,5 @@ def show_error(error: HerdError) -> None:
     if error.reason:
         facts = "".join(f", {key} {value}" for key, value in sorted(error.metadata.items()))
         print(f"  reason {error.reason}{facts}", file=sys.stderr)
+    if isinstance(error, ConnectionBroken):
+        print(NOBODY_THERE, file=sys.stderr)

@@ -4,30 +4,29 @@ import asyncio
 import json
 import math
 import os
-import shutil
 import signal
-import socket
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from contract.broker import Broker
-from contract.errors import ServeError
+from contract.broker import Broker, ServerUnfit
+from contract.errors import BrokerDown
 from herd.children import Child, ChildFailed
-from herd.models import HEALTH_SERVICE
+from herd.machine import answers, check_redis, count_gpus, reserved_port, run_folder, serves
+from herd.show_error import complain
 from herd.valkey import NoServerBinary, server_command
+from service.settings import GatewaySettings
+from telemetry.environment import read
 
 DEMO_MODEL = Path(__file__).resolve().parent / "demo_model"
 DRAIN_S = 20.0
+MAX_RESTARTS = 5  # of a child that has served, within a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +51,19 @@ class UpOptions:
 
 def run_up(options: UpOptions) -> int:
     """Run until SIGINT or SIGTERM; the exit status."""
-    console = Console(stderr=True)
     try:
-        models = models_of(options)
+        herd = _Herd(options, models_of(options), _gateway_settings(options), Console(stderr=True))
     except ValueError as error:
-        console.print(f"[red]herd up:[/] {error}", highlight=False)
+        complain("up", error)
         return 2
     try:
-        return asyncio.run(_Herd(options, models, console).run())
-    except (ChildFailed, NoServerBinary, ServeError, OSError) as error:
-        console.print(f"[red]herd up:[/] {error}", highlight=False)
-        return 1
+        return asyncio.run(herd.run())
+    except (ChildFailed, NoServerBinary, ServerUnfit, BrokerDown, OSError) as error:
+        complain("up", error)
     except BaseExceptionGroup as group:
         for each in group.exceptions:
-            console.print(f"[red]herd up:[/] {each}", highlight=False)
-        return 1
+            complain("up", each)
+    return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +95,21 @@ def models_of(options: UpOptions) -> tuple[UpModel, ...]:
     return tuple(UpModel(folder, name) for folder, name in zip(folders, names, strict=True))
 
 
+def _gateway_settings(options: UpOptions) -> GatewaySettings:
+    """What the gateway will be told. Raises WrongSettings, a ValueError."""
+    given = {"host": options.host, "port": options.port} | ({"insecure": True} if options.insecure else {})
+    return read(GatewaySettings, os.environ, **given)
+
+
 class _Herd:
     """The processes of one `herd up` and the folder they share."""
 
-    def __init__(self, options: UpOptions, models: tuple[UpModel, ...], console: Console) -> None:
+    def __init__(
+        self, options: UpOptions, models: tuple[UpModel, ...], gateway: GatewaySettings, console: Console
+    ) -> None:
         self.options = options
         self.models = models
+        self.gateway = gateway
         self.console = console
 
     async def run(self) -> int:
@@ -112,8 +118,8 @@ class _Herd:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         with ExitStack() as stack:
-            run_dir = stack.enter_context(_run_dir())
-            port = stack.enter_context(_reserved_port(self.options.host, self.options.port))
+            run_dir = stack.enter_context(run_folder())
+            port = stack.enter_context(reserved_port(self.options.host, self.options.port))
             children: list[Child] = []
             try:
                 await self._serve(run_dir, port, children, stop)
@@ -124,7 +130,11 @@ class _Herd:
 
     async def _serve(self, run_dir: Path, port: int, children: list[Child], stop: asyncio.Event) -> None:
         """Start every child, wait until all serve, then keep them until `stop`."""
-        redis_url = self.options.redis_url or await self._start_valkey(run_dir, children)
+        redis_url = self.options.redis_url
+        if redis_url is None:
+            redis_url = await self._start_valkey(run_dir, children)
+        else:
+            await check_redis(redis_url)
         for child in self._own_children(run_dir, port, redis_url):
             await child.start()
             children.append(child)
@@ -145,7 +155,7 @@ class _Herd:
         )
         await valkey.start()
         children.append(valkey)
-        while not await _answers(path):
+        while not await answers(path):
             if valkey.process is None or valkey.process.returncode is not None:
                 raise ChildFailed("valkey", valkey.process.returncode if valkey.process else None, valkey.log)
             await asyncio.sleep(0.02)
@@ -158,12 +168,13 @@ class _Herd:
             "HERD_GATEWAY_REDIS_URL": redis_url,
             "HERD_GATEWAY_HOST": options.host,
             "HERD_GATEWAY_PORT": str(port),
-            "HERD_GATEWAY_INSECURE": str(options.insecure).lower(),
         }
+        if options.insecure:
+            gateway["HERD_GATEWAY_INSECURE"] = "true"
         if options.metrics_port:
             gateway["HERD_GATEWAY_METRICS_PORT"] = str(options.metrics_port)
         yield self._python("gateway", "service", gateway, run_dir)
-        gpus = _count_gpus() if options.device in ("auto", "cuda") else 0
+        gpus = count_gpus() if options.device in ("auto", "cuda") else 0
         # Beside each engine stand its supervisor, a gateway and a broker; an engine that waits for a core waits long.
         workers = [model for model in self.models for _ in range(options.workers)]
         threads = max(1, (os.cpu_count() or 1) // (2 * len(workers)))
@@ -192,21 +203,29 @@ class _Herd:
     async def _announce(self, redis_url: str, port: int, children: list[Child]) -> None:
         """Show progress until every worker is ready and the gateway listens; then say how to call it."""
         broker = Broker.connect(redis_url)
+        gateway = self.gateway.model_copy(update={"port": port})
         try:
-            await self._wait_ready(broker, port)
+            await self._wait_ready(broker, gateway)
         finally:
             await broker.close()
-        address = f"{self.options.host}:{port}"
-        self._print_how_to_call(address, redis_url)
+        for child in children:
+            child.max_restarts = MAX_RESTARTS  # until now a death was one that a restart does not mend
+        self._print_how_to_call(gateway.address, redis_url)
         if self.options.ready_file:
             pids = {child.name: child.process.pid for child in children if child.process}
             names = [model.name for model in self.models]
-            ready = {"address": address, "redis_url": redis_url, "model": names[0], "models": names, "pids": pids}
+            ready = {
+                "address": gateway.address,
+                "redis_url": redis_url,
+                "model": names[0],
+                "models": names,
+                "pids": pids,
+            }
             partial = self.options.ready_file.with_suffix(".partial")
             partial.write_text(json.dumps(ready))
             partial.replace(self.options.ready_file)  # a reader sees all of it or nothing
 
-    async def _wait_ready(self, broker: Broker, port: int) -> None:
+    async def _wait_ready(self, broker: Broker, gateway: GatewaySettings) -> None:
         """Return once every worker is ready and the gateway serves every model."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         names = [model.name for model in self.models]
@@ -219,12 +238,14 @@ class _Herd:
                 done = sum(float(fields.get("progress", 0)) for fields in pool)
                 progress.update(task, completed=min(done, float(num_workers)))
                 is_loaded = all(ready[name] >= self.options.workers for name in names)
-                if is_loaded and await _serves(self.options.host, port, names):
+                if is_loaded and await asyncio.to_thread(serves, gateway, names):
                     return
                 await asyncio.sleep(0.05)
 
     def _print_how_to_call(self, address: str, redis_url: str) -> None:
         at = "" if address == "127.0.0.1:50051" else f" --address {address}"
+        if self.gateway.has_tls:
+            at += f" --ca {self.gateway.tls_cert}"
         out = self.console
         names = " and ".join(f"[bold]{model.name}[/]" for model in self.models)
         verb = "is" if len(self.models) == 1 else "are"
@@ -238,68 +259,3 @@ class _Herd:
                 for line in questions.read_text().splitlines()[:3]:
                     out.print(f'  herd generate "{line}"{of}{at}', highlight=False)
         out.print(f"  herd status --redis-url {redis_url}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _run_dir() -> Iterator[Path]:
-    """A private folder with a short path (a unix socket's must stay under 108 bytes), gone at the end."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    path = Path(tempfile.mkdtemp(prefix="herd-", dir=base if base and os.access(base, os.W_OK) else None))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _reserved_port(host: str, port: int) -> Iterator[int]:
-    """Hold `port` (0: a free one) for the gateway, which binds it again with SO_REUSEPORT.
-
-    A bound socket that never listens gets no connections, so this neither races nor steals.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as holder:
-        if port:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:  # without SO_REUSEPORT: is it really free?
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((host, port))
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind((host, port))
-        yield int(holder.getsockname()[1])
-
-
-async def _answers(path: Path) -> bool:
-    """Whether a Redis on this socket answers PING with PONG (it says LOADING while it reads its file)."""
-    try:
-        reader, writer = await asyncio.open_unix_connection(str(path))
-    except OSError:
-        return False
-    try:
-        writer.write(b"PING\r\n")
-        async with asyncio.timeout(1):
-            return await reader.readline() == b"+PONG\r\n"
-    except (OSError, TimeoutError):
-        return False
-    finally:
-        writer.close()
-
-
-async def _serves(host: str, port: int, models: Sequence[str]) -> bool:
-    """Whether the gateway says that it serves these models: it listens, and has seen a worker of each."""
-    async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        for model in models:
-            request = health_pb2.HealthCheckRequest(service=f"{HEALTH_SERVICE}/{model}")
-            try:
-                answer = await stub.Check(request, timeout=2)
-            except grpc.aio.AioRpcError:
-                return False
-            if answer.status != health_pb2.HealthCheckResponse.SERVING:
-                return False
-    return True
-
-
-def _count_gpus() -> int:
-    """NVIDIA GPUs of this machine, by the driver's own listing; torch is not needed for that."""
-    listing = Path("/proc/driver/nvidia/gpus")
-    return len(list(listing.iterdir())) if listing.is_dir() else 0

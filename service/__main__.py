@@ -6,13 +6,13 @@ import signal
 import sys
 
 import structlog
-from pydantic import ValidationError
 
+from contract import exit_status
 from contract.broker import ServerUnfit
 from contract.event_loop import new_event_loop
 from service.gateway import serve
 from service.settings import GatewaySettings
-from telemetry.environment import refuse_unknown
+from telemetry.environment import WrongSettings, read
 from telemetry.logs import start_logging
 from telemetry.metrics import endpoint, start_metrics
 from telemetry.setup import start_tracing
@@ -24,12 +24,11 @@ log = structlog.get_logger(__name__)
 
 def main() -> int:
     """Run; the exit status."""
-    refuse_unknown(GatewaySettings, os.environ)
     try:
-        settings = GatewaySettings()
-    except ValidationError as error:
-        print(f"settings: {error}", file=sys.stderr)
-        return 2
+        settings = read(GatewaySettings, os.environ)
+    except WrongSettings as error:
+        print(error, file=sys.stderr)
+        return exit_status.UNFIT
     start_logging(SERVICE_NAME, settings.log_level)
     stop_tracing = start_tracing(SERVICE_NAME)
     try:
@@ -40,7 +39,10 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_run(settings))
-    except (ServerUnfit, OSError, RuntimeError) as error:
+    except ServerUnfit as error:
+        log.error("redis cannot be used", error=str(error))
+        return exit_status.UNFIT
+    except (OSError, RuntimeError) as error:
         log.error("gateway cannot run", error=str(error))
         return 1
     finally:

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from contract.broker import Broker
+from contract.connection import without_password
 from contract.errors import BrokerDown, Draining
 from llamaherd.v1 import chat_pb2, generation_pb2, model_pb2
 from service.admission import Admission
@@ -70,7 +71,7 @@ async def serve(
     """
     broker = Broker.connect(settings.redis_url)
     try:
-        if await _broker_is_fit(broker, stop):
+        if await _broker_is_fit(broker, without_password(settings.redis_url), stop):
             await Gateway(settings, broker).run(stop, on_listening)
     finally:
         await broker.close()
@@ -214,14 +215,14 @@ def _reflected() -> list[str]:
     ]
 
 
-async def _broker_is_fit(broker: Broker, stop: asyncio.Event) -> bool:
+async def _broker_is_fit(broker: Broker, where: str, stop: asyncio.Event) -> bool:
     """Wait for a broker that answers; False if `stop` comes first. Raises ServerUnfit."""
     backoff = Backoff()
     while not stop.is_set():
         try:
             await broker.check_server()
         except BrokerDown:
-            log.warning("the broker does not answer yet")
+            log.warning("the broker does not answer yet", redis=where)
             await backoff.wait()
         else:
             return True

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 
 import structlog
-from pydantic import ValidationError
 
-from contract.broker import Broker
-from telemetry.environment import refuse_unknown
+from contract import exit_status
+from contract.broker import Broker, ServerUnfit
+from telemetry.environment import WrongSettings, read
 from telemetry.logs import start_logging
 from telemetry.metrics import endpoint, start_metrics
-from worker import exit_status
-from worker.settings import WorkerSettings, read_settings
+from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 
 SERVICE_NAME = "llamaherd-worker-supervisor"
@@ -29,13 +28,17 @@ def main(engine_command: Sequence[str] = ENGINE_COMMAND) -> int:
     Args:
         engine_command: starts the engine process.
     """
-    refuse_unknown(WorkerSettings, os.environ)
     try:
-        settings = read_settings()
-    except ValidationError as error:
-        raise SystemExit(f"settings: {error}") from None
+        settings = read(WorkerSettings, os.environ)
+    except WrongSettings as error:
+        print(error, file=sys.stderr)
+        return exit_status.UNFIT
     start_logging(SERVICE_NAME, settings.log_level)
-    return asyncio.run(_supervise(settings, engine_command))
+    try:
+        return asyncio.run(_supervise(settings, engine_command))
+    except ServerUnfit as error:
+        log.error("redis cannot be used", error=str(error))
+        return exit_status.UNFIT
 
 
 async def _supervise(settings: WorkerSettings, engine_command: Sequence[str]) -> int:

@@ -65,8 +65,9 @@ def _choose_device(name: str, gpu_share: float) -> torch.device:
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device {name!r} was asked for; this process sees no GPU")
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= num_gpus:
+            raise ValueError(f"device {name!r} was asked for; this process sees {num_gpus or 'no'} GPUs")
         torch.cuda.set_device(device)
         torch.cuda.set_per_process_memory_fraction(gpu_share, device)
     return device

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 
-class ModelFolderError(Exception):
+class ModelFolderError(ValueError):
     """The folder is no model that this project can serve; the text says what is wrong with which file."""
 
 

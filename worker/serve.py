@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from contract import exit_status
 from contract.broker import Broker, ServerUnfit
 from contract.event_loop import new_event_loop
 from telemetry.logs import start_logging
 from telemetry.metrics import Endpoint, start_metrics
 from telemetry.setup import start_tracing
-from worker import exit_status
 from worker.attempt import Attempt
 from worker.cancels import watch_cancels
 from worker.claim import Claimer

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import structlog
 
+from contract import exit_status
 from contract.broker import Broker
+from contract.connection import without_password
 from contract.errors import BrokerDown
 from contract.messages import JOB_LEVEL
-from worker import exit_status
 from worker.engine_process import Condition, EngineProcess
 from worker.liveness import Detector, reap_own
 from worker.pid_space import pid_space
@@ -127,7 +128,7 @@ class Supervisor:
             await self._broker.worker_beat(engine.worker_id, self._describe(engine))
         except BrokerDown:
             if not self._is_broker_down:
-                log.warning("broker does not answer")
+                log.warning("broker does not answer", redis=without_password(self._settings.redis_url))
                 count_redis_outage()
             self._is_broker_down = True
         else:

@@ -110,6 +110,22 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 13476\n", "git lfs pull"),
+        (b"\x40\x00\x00\x00\x00\x00\x00\x00{", "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_a_file_that_holds_no_tensors_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    """A clone without its large files, a download that stopped."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+
+    with pytest.raises(BrokenCheckpoint, match=rf"model\.safetensors .*{message}"):
+        Checkpoint(tmp_path)
+
+
 def altered(folder: Path, target: Path, name: str, tensor: torch.Tensor | None) -> Path:
     """A copy of `folder` in which one tensor is another, or is gone."""
     tensors = load_file(folder / "model.safetensors")

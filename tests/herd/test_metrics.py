@@ -14,13 +14,13 @@ from functools import partial
 import grpc
 import pytest
 
+from contract import exit_status
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from telemetry import names
 from tests.herd_process import ROOT, HerdProcess, herd_up
 from tests.otlp_receiver import Receiver, otlp_receiver
 from tests.scraped import Scrape, free_ports, scrape
 from tests.until import until
-from worker import exit_status
 
 MODEL = "demo"
 LONG_ONE = "Count to one hundred"

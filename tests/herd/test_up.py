@@ -1,11 +1,20 @@
-"""What `herd up` tells the processes that it starts."""
+"""What `herd up` tells the processes that it starts, and its user when they cannot run."""
 
+import json
+import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from herd.up import UpOptions, _Herd, models_of
+from contract.exit_status import UNFIT
+from herd.children import Child, ChildFailed, last_words
+from herd.up import DEMO_MODEL, UpOptions, _gateway_settings, _Herd, models_of
+from tests.herd_process import ROOT
 
 OPTIONS = UpOptions(
     models=(),
@@ -27,7 +36,7 @@ OPTIONS = UpOptions(
 
 def told(options: UpOptions, name: str) -> dict[str, str | None]:
     """The variable, by process."""
-    herd = _Herd(options, models_of(options), Console())
+    herd = _Herd(options, models_of(options), _gateway_settings(options), Console())
     children = herd._own_children(Path("/nowhere"), 50051, "unix:///nowhere")
     return {child.name: child.env.get(name) for child in children}
 
@@ -44,3 +53,75 @@ def test_workers_share_the_cores() -> None:
     """No two engines take all of them."""
     threads = told(OPTIONS, "HERD_WORKER_THREADS")
     assert threads["worker-0"] == threads["worker-1"]
+
+
+def herd_up(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The command, run to its end."""
+    command = [sys.executable, "-m", "herd", "up", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_folder_that_cannot_be_served_ends_it_at_once(tmp_path: Path) -> None:
+    """The worker is not started again and again; what is wrong stands there once, in words."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(DEMO_MODEL / name, tmp_path)
+    ended = herd_up("--port", "0", "--device", "cpu", "--model", str(tmp_path))
+
+    assert ended.returncode == 1
+    assert "herd up: worker-0 cannot run" in ended.stderr
+    assert ended.stderr.count(f"{tmp_path} has neither tokenizer.model nor tokenizer.json") == 1
+    assert "{" not in ended.stderr
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    """With the way out."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = herd_up("--port", str(port))
+
+    assert ended.returncode == 1
+    assert f"127.0.0.1 port {port}: Address already in use; --port takes another" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "fact"),
+    [
+        (("--quantization", "int4"), 2, "'int4' is not one of 'auto', 'int8', 'nf4', 'nf4-dq', 'none'"),
+        (("--device", "tpu"), 2, "'tpu' is none of auto, cpu, cuda and cuda:N"),
+        (("--host", "0.0.0.0"), 2, "host 0.0.0.0 is reachable by others"),
+        (("--redis-url", "redis.example:6379"), 1, "'redis.example:6379' is no address of a Redis"),
+        (("--redis-url", "redis://me:secret@127.0.0.1:1"), 1, "no Redis answers at redis://me:***@127.0.0.1:1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(arguments: tuple[str, ...], status: int, fact: str) -> None:
+    """2 is for the command line, as everywhere; the rest is 1."""
+    ended = herd_up("--port", "0", *arguments)
+
+    assert ended.returncode == status
+    assert fact in " ".join(ended.stderr.replace("│", " ").split())
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(("code", "num_starts"), [(UNFIT, 1), (3, 3)])
+async def test_a_child_that_can_never_run_is_not_started_again(tmp_path: Path, code: int, num_starts: int) -> None:
+    """Any other death is tried as often as was said."""
+    program = f"import sys; print('here', file=sys.stderr); sys.exit({code})"
+    child = Child("child", [sys.executable, "-c", program], {}, tmp_path / "log", max_restarts=2)
+    await child.start()
+    with pytest.raises(ChildFailed, match="here"):
+        await child.keep()
+
+    assert (tmp_path / "log").read_text().count("here") == num_starts
+
+
+def test_a_log_s_errors_are_its_last_words() -> None:
+    """Each once; a log without any is shown as it ends."""
+    fault = json.dumps({"level": "error", "event": "model cannot be served", "error": "no tokenizer"})
+    crash = json.dumps({"level": "error", "event": "crashed", "exception": "Traceback\n  ...\nKeyError: 'x'"})
+    other = json.dumps({"level": "info", "event": "started"})
+
+    assert last_words([other, fault, "not JSON", fault, crash, other]) == [
+        "model cannot be served: no tokenizer",
+        "crashed: KeyError: 'x'",
+    ]
+    assert last_words(["a", "b", "c"], at_most=2) == ["b", "c"]

@@ -16,6 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from contract import exit_status
 from contract.broker import Broker
 from contract.lifetime import die_with_parent
 from llamaherd.v1 import generation_pb2_grpc
@@ -124,17 +125,18 @@ def printed_by(code: str) -> str:
     ("variables", "fact"),
     [
         ({"HERD_GATEWAY_MAX_STREAM": "9"}, "unknown settings: HERD_GATEWAY_MAX_STREAM"),
-        ({"HERD_GATEWAY_PORT": "70000"}, "less than or equal to 65535"),
+        ({"HERD_GATEWAY_PORT": "70000"}, "HERD_GATEWAY_PORT: Input should be less than or equal to 65535"),
         ({"HERD_GATEWAY_DEAD_AFTER_MS": "1"}, "greater than or equal to 300"),
         ({"HERD_GATEWAY_HOST": "0.0.0.0"}, "reachable by others"),
-        ({"HERD_GATEWAY_TLS_KEY": "key.pem"}, "go together"),
+        ({"HERD_GATEWAY_TLS_KEY": "key.pem"}, "settings: tls_cert and tls_key go together"),
+        ({"HERD_GATEWAY_REDIS_URL": "redis.example:6379"}, "'redis.example:6379' is no address of a Redis"),
     ],
 )
 def test_wrong_settings_stop_the_process(variables: dict[str, str], fact: str) -> None:
     """With a line that says which and why."""
     done = run_service(**variables)
 
-    assert done.returncode != 0
+    assert done.returncode == exit_status.UNFIT
     assert fact in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from contract import exit_status
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +30,24 @@ def run_worker(**variables: str) -> "subprocess.CompletedProcess[str]":
 def test_a_misspelt_setting_stops_the_process() -> None:
     """Silence would leave the operator with a default that was not meant."""
     ended = run_worker(HERD_WORKER_MODEL_PATH="x", HERD_WORKER_MAX_SEQUENCE="9")
-    assert ended.returncode != 0
+    assert ended.returncode == exit_status.UNFIT
     assert "unknown settings: HERD_WORKER_MAX_SEQUENCE" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "fact"),
+    [
+        ({}, "HERD_WORKER_MODEL_PATH: Field required"),
+        ({"HERD_WORKER_MODEL_PATH": "x", "HERD_WORKER_QUANTIZATION": "int4"}, "HERD_WORKER_QUANTIZATION: Input should"),
+        ({"HERD_WORKER_MODEL_PATH": "x", "HERD_WORKER_REDIS_URL": "redis:6379"}, "'redis:6379' is no address of a"),
+    ],
+)
+def test_a_wrong_setting_is_told_by_its_name(variables: dict[str, str], fact: str) -> None:
+    """One line, and the status that says that a restart cannot help."""
+    ended = run_worker(**variables)
+    assert ended.returncode == exit_status.UNFIT
+    assert fact in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_the_name_in_the_api_is_the_folder_s_unless_given(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ import os
 import signal
 from pathlib import Path
 
+from contract import exit_status
 from contract.broker import Broker
 from contract.messages import JOB_LEVEL, EndReason
 from tests.until import until, until_now
 from tests.worker.engine_double import HANG, POISON, expected_ids
 from tests.worker.rig import beat_of, finished, has_tokens, is_ready, make_job, read, submit, worker_process
-from worker import exit_status
 
 
 def is_running(pid: int) -> bool:

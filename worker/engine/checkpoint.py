@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from worker.engine.config import UnsupportedModel
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+LFS_HEAD = b"version https://git-lfs"
 
 
 class BrokenCheckpoint(ValueError):
@@ -26,7 +27,7 @@ class BrokenCheckpoint(ValueError):
 class Checkpoint:
     """The tensors of one folder, by name. A context manager: the files stay mapped while it is open.
 
-    Raises UnsupportedModel for a folder of PyTorch pickles, BrokenCheckpoint for missing shards or tensors.
+    Raises UnsupportedModel for a folder of PyTorch pickles, BrokenCheckpoint for missing or broken files or tensors.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +36,7 @@ class Checkpoint:
         self._file_of: dict[str, safe_open] = {}
         try:
             for path in _tensor_files(folder):
-                tensors = self._open_files.enter_context(safe_open(path, framework="pt"))
+                tensors = self._open_files.enter_context(_opened(path))
                 self._file_of.update(dict.fromkeys(tensors.keys(), tensors))
         except BaseException:
             self._open_files.close()
@@ -66,6 +67,16 @@ class Checkpoint:
             raise BrokenCheckpoint(f"{self.folder} has no tensor {name!r}")
         found: torch.Tensor = tensors.get_tensor(name)  # type: ignore[no-untyped-call]  # safetensors' stub
         return found
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(LFS_HEAD)) == LFS_HEAD
+        what = "is a Git LFS pointer: `git lfs pull` fetches the weights" if is_pointer else f"cannot be read: {error}"
+        raise BrokenCheckpoint(f"{path} {what}") from error
 
 
 def _tensor_files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Exit statuses that the supervisor and the engine process agree on. 0 is a drain that lost nothing."""
+"""Exit statuses of our processes, that those who start them know. 0 is a drain that lost nothing."""
 
 CRASHED = 1
 GAVE_UP = 1

@@ -1,0 +1,93 @@
+"""What `herd up` asks of its machine: a folder, a port, GPUs; and whether its processes answer yet."""
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from contract.broker import Broker, ServerUnfit
+from contract.connection import without_password
+from contract.errors import BrokerDown
+from service.health import model_service
+from service.probe import ask
+from service.settings import GatewaySettings
+
+
+@contextmanager
+def run_folder() -> Iterator[Path]:
+    """A private folder with a short path (a unix socket's must stay under 108 bytes), gone at the end."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    path = Path(tempfile.mkdtemp(prefix="herd-", dir=base if base and os.access(base, os.W_OK) else None))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def reserved_port(host: str, port: int) -> Iterator[int]:
+    """Hold `port` (0: a free one) for the gateway, which binds it again with SO_REUSEPORT.
+
+    A bound socket that never listens gets no connections, so this neither races nor steals.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        if port:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:  # without SO_REUSEPORT: is it really free?
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    why = f"{error.strerror}; --port takes another, 0 a free one"
+                    raise OSError(f"{host} port {port}: {why}") from None
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((host, port))
+        yield int(holder.getsockname()[1])
+
+
+async def answers(path: Path) -> bool:
+    """Whether a Redis on this socket answers PING with PONG (it says LOADING while it reads its file)."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        return False
+    try:
+        writer.write(b"PING\r\n")
+        async with asyncio.timeout(1):
+            return await reader.readline() == b"+PONG\r\n"
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        writer.close()
+
+
+async def check_redis(url: str) -> None:
+    """Raises ServerUnfit if the herd cannot live there, or nobody answers."""
+    broker = Broker.connect(url)
+    try:
+        await broker.check_server()
+    except BrokerDown:
+        raise ServerUnfit(f"no Redis answers at {without_password(url)}") from None
+    finally:
+        await broker.close()
+
+
+def serves(gateway: GatewaySettings, models: Sequence[str]) -> bool:
+    """Whether the gateway says that it serves these models: it listens, and has seen a worker of each."""
+    try:
+        return all(ask(gateway, model_service(name)) == health_pb2.HealthCheckResponse.SERVING for name in models)
+    except (grpc.RpcError, OSError):
+        return False
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs of this machine, by the driver's own listing; torch is not needed for that."""
+    listing = Path("/proc/driver/nvidia/gpus")
+    return len(list(listing.iterdir())) if listing.is_dir() else 0
