@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import grpc
@@ -87,7 +88,13 @@ def serves(gateway: GatewaySettings, models: Sequence[str]) -> bool:
         return False
 
 
-def count_gpus() -> int:
-    """NVIDIA GPUs of this machine, by the driver's own listing; torch is not needed for that."""
-    listing = Path("/proc/driver/nvidia/gpus")
-    return len(list(listing.iterdir())) if listing.is_dir() else 0
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name: the GPUs that this process was given, else all that the driver lists.
+
+    CUDA ends the list at the first name that stands for no device, so that '' and '-1' hide all.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return list(takewhile(lambda name: name not in ("", "-1"), map(str.strip, given.split(","))))
+    listing = Path("/proc/driver/nvidia/gpus")  # torch is not needed for that
+    return [str(number) for number in range(len(list(listing.iterdir())))] if listing.is_dir() else []

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from contract.broker import Broker, ServerUnfit
 from contract.errors import BrokerDown
 from herd.children import Child, ChildFailed
-from herd.machine import answers, check_redis, count_gpus, reserved_port, run_folder, serves
+from herd.machine import answers, check_redis, reserved_port, run_folder, serves, visible_gpus
 from herd.show_error import complain
 from herd.valkey import NoServerBinary, server_command
 from service.settings import GatewaySettings
@@ -174,7 +174,7 @@ class _Herd:
         if options.metrics_port:
             gateway["HERD_GATEWAY_METRICS_PORT"] = str(options.metrics_port)
         yield self._python("gateway", "service", gateway, run_dir)
-        gpus = count_gpus() if options.device in ("auto", "cuda") else 0
+        gpus = visible_gpus() if options.device in ("auto", "cuda") else []
         # Beside each engine stand its supervisor, a gateway and a broker; an engine that waits for a core waits long.
         workers = [model for model in self.models for _ in range(options.workers)]
         threads = max(1, (os.cpu_count() or 1) // (2 * len(workers)))
@@ -187,13 +187,13 @@ class _Herd:
                 "HERD_WORKER_THREADS": str(threads),
                 "HERD_WORKER_DEVICE": options.device,
                 # Each fills what it may: two on one GPU halve it.
-                "HERD_WORKER_GPU_SHARE": str(1 / math.ceil(len(workers) / max(gpus, 1))),
+                "HERD_WORKER_GPU_SHARE": str(1 / math.ceil(len(workers) / max(len(gpus), 1))),
                 "HERD_WORKER_CHAT_FORMAT": options.chat_format,
             }
             if options.metrics_port:
                 worker["HERD_WORKER_METRICS_PORT"] = str(options.metrics_port + 1 + number)
-            if gpus > 1:
-                worker["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+            if len(gpus) > 1:
+                worker["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
             yield self._python(f"worker-{number}", "worker", worker, run_dir)
 
     def _python(self, name: str, module: str, env: dict[str, str], run_dir: Path) -> Child:

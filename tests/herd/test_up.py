@@ -13,6 +13,7 @@ from rich.console import Console
 
 from contract.exit_status import UNFIT
 from herd.children import Child, ChildFailed, last_words
+from herd.machine import visible_gpus
 from herd.up import DEMO_MODEL, UpOptions, _gateway_settings, _Herd, models_of
 from tests.herd_process import ROOT
 
@@ -53,6 +54,30 @@ def test_workers_share_the_cores() -> None:
     """No two engines take all of them."""
     threads = told(OPTIONS, "HERD_WORKER_THREADS")
     assert threads["worker-0"] == threads["worker-1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("2,5", ["2", "5"]),
+        ("3", ["3"]),
+        (" GPU-aa , GPU-bb", ["GPU-aa", "GPU-bb"]),
+        ("1,-1,2", ["1"]),
+        ("-1", []),
+        ("", []),
+    ],
+)
+def test_only_gpus_that_were_given_are_handed_on(monkeypatch: pytest.MonkeyPatch, given: str, names: list[str]) -> None:
+    """By the names they have in what was inherited, in turn; on one GPU, or none, it is inherited as it is."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    options = replace(OPTIONS, device="auto", workers=3)
+    seen = told(options, "CUDA_VISIBLE_DEVICES")
+    shares = told(options, "HERD_WORKER_GPU_SHARE")
+
+    assert visible_gpus() == names
+    workers = [seen[f"worker-{number}"] for number in range(3)]
+    assert workers == [names[number % len(names)] if len(names) > 1 else given for number in range(3)]
+    assert float(shares["worker-0"] or 0) == (1 / 2 if len(names) == 2 else 1 / 3)
 
 
 def herd_up(*arguments: str) -> "subprocess.CompletedProcess[str]":
