@@ -61,7 +61,7 @@ MAX_CRASHES = 3  # a generation that ended this many workers, one after another 
 PROVEN_TOKENS = 4  # new ones; an attempt that has logged them clears its generation of earlier crashes (step.lua)
 MAX_DEATHS = 32  # and one that ended as many in all, whatever it made meanwhile
 SLACK_MS = 900_000  # a record outlives its deadline and window by this, so that it is closed, not forgotten
-GRACE_MS = 2_000  # past the deadline, before anybody may close in the owner's place
+GRACE_MS = 2_000  # past a deadline or a cancel, before anybody may close in the owner's place
 UNBOUNDED = 2**53  # what a script still counts exactly
 MODEL_TTL_MS = 7 * 24 * 3_600_000
 
@@ -166,14 +166,17 @@ class Broker:
         await self._run("leave", [keys.record(generation_id)], [keys.TAG, generation_id, gateway_id])
 
     async def cancel(self, generation_id: str, *, caller: str) -> tuple[State, EndReason | None]:
-        """End a generation; (state now, reason once finished). Raises UnknownGeneration."""
-        answer = await self._run("cancel", [keys.record(generation_id)], [keys.TAG, generation_id, caller])
+        """End a generation; (state now, reason once finished). Raises UnknownGeneration.
+
+        One that runs ends by its owner; said again after GRACE_MS it ends in any case.
+        """
+        answer = await self._run("cancel", [keys.record(generation_id)], [keys.TAG, generation_id, caller, GRACE_MS])
         if answer is None:
             raise UnknownGeneration(generation_id)
         return State(answer[0].decode()), EndReason(answer[1].decode()) if answer[1] else None
 
     async def expire(self, generation_id: str) -> bool:
-        """Close a generation that is past its deadline and grace; whether this call did."""
+        """Close a generation whose deadline, or cancel, lies GRACE_MS back; whether this call did."""
         return bool(await self._run("expire", [keys.record(generation_id)], [keys.TAG, generation_id, GRACE_MS]))
 
     async def standings(self, generation_ids: Sequence[str]) -> list[Standing | None]:
@@ -182,7 +185,7 @@ class Broker:
             return []
         async with answered(), self._client.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
-                pipe.hmget(keys.record(generation_id), "state", "T", "chain", "attempt")
+                pipe.hmget(keys.record(generation_id), "state", "T", "chain", "attempt", "deadline", "cancel")
             answers = await pipe.execute()
         return [parse_standing(answer) for answer in answers]
 

@@ -127,12 +127,24 @@ class RowReply:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a log stands now; None in place of it means the record is gone."""
+    """Where a log stands now; None in place of it means the record is gone.
+
+    Attributes:
+        deadline_ms: when it has to have ended, on Redis' clock.
+        cancel_ms: since when a cancel is wanted that its owner has yet to carry out; 0 is not wanted.
+    """
 
     state: State
     num_tokens: int
     chain: int
     attempt: int
+    deadline_ms: int
+    cancel_ms: int
+
+    def is_overdue(self, now_ms: int, grace_ms: int) -> bool:
+        """Whether anybody may close it by now."""
+        since_ms = min(self.deadline_ms, self.cancel_ms or self.deadline_ms)
+        return self.state is not State.FINISHED and now_ms > since_ms + grace_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,10 @@ def parse_row_reply(answer: Sequence[Any]) -> RowReply:
 
 
 def parse_standing(answer: Sequence[bytes | None]) -> Standing | None:
-    """HMGET state T chain attempt."""
-    state, num_tokens, chain, attempt = answer
+    """HMGET state T chain attempt deadline cancel."""
+    state, num_tokens, chain, attempt, deadline_ms, cancel_ms = answer
     if state is None or num_tokens is None or chain is None or attempt is None:
         return None
-    return Standing(State(state.decode()), int(num_tokens), int(chain), int(attempt))
+    return Standing(
+        State(state.decode()), int(num_tokens), int(chain), int(attempt), int(deadline_ms or 0), int(cancel_ms or 0)
+    )

@@ -133,7 +133,7 @@ class Relay:
                 await asyncio.sleep(pause_s)
 
     async def sweep(self) -> None:
-        """Compare silent streams with their records, and close what is past its deadline, for ever."""
+        """Compare silent streams with their records, and close what no owner has ended in time, for ever."""
         backoff = Backoff()
         while True:
             await asyncio.sleep(SWEEP_S)
@@ -147,7 +147,7 @@ class Relay:
     async def sweep_once(self) -> None:
         """One round; what gets no rows is silent always. Raises BrokerDown."""
         now_s = time.monotonic()
-        silent = [s for s in self._all() if s.deadline_ms and (now_s - s.last_news_s >= SILENT_S or not s.gets_rows)]
+        silent = [s for s in self._all() if s.has_record and (now_s - s.last_news_s >= SILENT_S or not s.gets_rows)]
         if not silent:
             return
         now_ms = await self._broker.now_ms()
@@ -155,8 +155,8 @@ class Relay:
         for stream, standing in zip(silent, standings, strict=True):
             stream.last_news_s = now_s
             stream.compare(standing)
-        for stream in silent:
-            if now_ms > stream.deadline_ms + GRACE_MS:
+        for stream, standing in zip(silent, standings, strict=True):
+            if standing is not None and standing.is_overdue(now_ms, GRACE_MS):
                 await self._broker.expire(stream.generation_id)
             if not stream.gets_rows and stream.cursor.ending is None:
                 await self._seek_place(stream)

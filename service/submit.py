@@ -114,7 +114,7 @@ class Submitter:
             error.retry_after_s = self._queues.pushback_s(job.model)
             raise
         if stream is not None:
-            stream.deadline_ms = submitted.accepted_ms + job.stopping.max_time_ms
+            stream.has_record = True
             stream.gets_rows = submitted.gets_rows
             stream.place = submitted.place if submitted.state is State.QUEUED else None
         return submitted
@@ -126,7 +126,7 @@ class Submitter:
         )
         stream.submission = task
         record = await self._calls.wait(task)
-        stream.deadline_ms = record.accepted_ms + record.job.stopping.max_time_ms
+        stream.has_record = True
         stream.gets_rows = record.gets_rows
         stream.place = record.place if record.state is State.QUEUED else None
         return record

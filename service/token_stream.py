@@ -31,7 +31,7 @@ class TokenStream:
 
     Attributes:
         last_news_s: when something last came (monotonic clock); a silent stream compares itself with the record.
-        deadline_ms: when the generation must have ended, on Redis' clock; 0 is not known.
+        has_record: whether its submission, or its attach, was answered: only then is a missing record a lost one.
         gets_rows: whether the inbox brings this generation's rows; where not, the log is polled.
         place: where it stands in its queue, as its submission told; None once it is known to be in none.
         submission: the call that makes this gateway a reader, once begun; whatever becomes of it, we have to leave.
@@ -51,7 +51,7 @@ class TokenStream:
         self.generation_id = generation_id
         self.caller = caller
         self.last_news_s = now_s
-        self.deadline_ms = 0
+        self.has_record = False
         self.gets_rows = True
         self.place: int | None = None
         self.submission: asyncio.Future[Any] | None = None

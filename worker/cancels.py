@@ -17,6 +17,7 @@ async def watch_cancels(broker: Broker, worker_id: str, holdings: Holdings, publ
     """Look at our flags after every nudge, for ever."""
     async with broker.listen(keys.nudge(worker_id)) as nudges:
         async for _ in nudges:
+            holdings.num_nudges += 1
             await until_answered(lambda: check_leases(broker, holdings, publisher))
 
 

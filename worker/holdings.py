@@ -25,6 +25,7 @@ class Holdings:
     lost, or it is handed back.
 
     Attributes:
+        num_nudges: how often this worker was told to look at its flags; who was taking meanwhile was not looked at.
         runs_alone: the generation that has the engine to itself, from before its take until it has proved itself or is
             gone; '' if there is none. All others are held.
     """
@@ -47,6 +48,7 @@ class Holdings:
         self.changed = asyncio.Event()  # something was removed; whoever waits clears it
         self.is_empty = asyncio.Event()
         self.is_empty.set()
+        self.num_nudges = 0
         self.runs_alone = ""
         progress.num_slots = num_slots
 

@@ -10,6 +10,7 @@ from contract.bundle import ModelBundle
 from contract.messages import CHAIN_START, Alternative, EndReason, LoggedToken, TokenRow, decode_tokens
 from worker.attempt import FAILED_TEXT, Attempt
 from worker.bundle import token_pieces
+from worker.cancels import check_leases
 from worker.engine.sequence import GenerationRequest, SamplingParams, StoppingParams
 from worker.engine_thread import EngineThread
 from worker.holdings import Holdings, Parting
@@ -48,11 +49,14 @@ class Taker:
     async def take(self, entry: Delivered) -> None:
         """Take the entry and begin; nothing happens if it is another's by now, or nobody wants it."""
         self._holdings.taking.add(entry.entry_id)
+        num_nudges = self._holdings.num_nudges
         lease = new_lease()  # the same for every repetition: a take whose reply was lost is known again
         try:
             taken = await until_answered(lambda: self._broker.take(entry, worker_id=self._worker_id, lease=lease))
             if isinstance(taken, Taken):
                 await self._begin(taken)
+                if self._holdings.num_nudges != num_nudges:  # it may have been for this one, which was not held yet
+                    await until_answered(lambda: check_leases(self._broker, self._holdings, self._publisher))
             elif taken is NotTaken.POISON:
                 log.error("job set aside: it kept killing workers", generation_id=entry.generation_id)
                 count_poison(self._model)

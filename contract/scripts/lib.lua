@@ -62,17 +62,25 @@ local function close(tag, id, reason, body, err, box)
     .. reason .. ' ' .. m[5] .. ' ' .. times .. ' ' .. #err .. ' ' .. err .. body)
 end
 
--- A cancel that nobody can act on closes; one that an owner can is flagged, and the owner is told.
-local function cancel(tag, id)
+-- Whether a cancel has been wanted for longer than an owner that lives needs for it. `cancel` is since when, or ''; '1'
+-- of an earlier version is long ago.
+local function is_overdue(now, cancel, grace_ms)
+  return (cancel or '') ~= '' and now > num(cancel) + num(grace_ms)
+end
+
+-- A cancel that nobody can act on closes; one that an owner can is flagged, and the owner is told. One that its owner has
+-- not acted on for grace_ms, where that is given, closes too: the owner is dead, frozen, or fenced by it.
+local function cancel(tag, id, grace_ms)
   local gen = tag .. ':gen:' .. id
   local m = redis.call('HMGET', gen, 'state', 'owner', 'cancel')
   if not m[1] or m[1] == 'finished' then return end
-  if m[2] == '' then
+  local now = now_ms()
+  if m[2] == '' or (grace_ms and is_overdue(now, m[3], grace_ms)) then
     local box = {}
     close(tag, id, 'CANCELLED', '', '', box)
     send(tag, box)
   elseif m[3] == '' then
-    redis.call('HSET', gen, 'cancel', '1')
+    redis.call('HSET', gen, 'cancel', now)
     redis.call('PUBLISH', tag .. ':nudge:' .. m[2], id)
   end
 end

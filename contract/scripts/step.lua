@@ -51,8 +51,8 @@ local function write_row(r)
     return {'DONE', T, ''}
   end
   if cancel == '' and is_abandoned(now, readers, unread_since, window) then
-    redis.call('HSET', gen, 'cancel', '1')
-    cancel = '1'
+    redis.call('HSET', gen, 'cancel', now)
+    cancel = now
   end
   return {'OK', T, cancel}
 end

@@ -66,6 +66,34 @@ async def test_a_cancel_whose_owner_dies_is_carried_out_by_the_next(rig: Rig) ->
     assert (await ending_of(rig, text.generation_id)).reason is EndReason.CANCELLED
 
 
+@pytest.mark.parametrize("state", [State.RUNNING, State.FREE])
+async def test_a_cancel_that_nobody_carries_out_is_closed_by_anybody(rig: Rig, state: State) -> None:
+    """After a grace, by expire; an owner is fenced by it. One that was handed back meanwhile waits for no worker."""
+    taken, text = await rig.start()
+    await rig.broker.cancel(text.generation_id, caller=CALLER)
+    if state is State.FREE:
+        assert await rig.broker.release(taken.entry, worker_id=WORKER, lease=taken.lease)
+    assert not await rig.broker.expire(text.generation_id)
+    since_ms = int((await rig.fields(text.generation_id))["cancel"])
+    await rig.rewrite(text.generation_id, cancel=since_ms - 2001)
+    [standing] = await rig.broker.standings([text.generation_id])
+    assert standing is not None
+    assert (standing.state, standing.cancel_ms) == (state, since_ms - 2001)
+    assert await rig.broker.expire(text.generation_id)
+    assert (await ending_of(rig, text.generation_id)).reason is EndReason.CANCELLED
+    assert (await rig.step(text.row(taken.lease, 0, 1))).outcome is RowOutcome.FENCED
+    assert await rig.pending() == {}
+
+
+async def test_a_cancel_said_again_after_the_grace_ends_it(rig: Rig) -> None:
+    """So who has no stream is not left waiting either. The word of an earlier version has no time: it is long ago."""
+    for cancel in ("1", str(await rig.broker.now_ms() - 2001)):
+        _, text = await rig.start()
+        await rig.broker.cancel(text.generation_id, caller=CALLER)
+        await rig.rewrite(text.generation_id, cancel=cancel)
+        assert await rig.broker.cancel(text.generation_id, caller=CALLER) == (State.FINISHED, EndReason.CANCELLED)
+
+
 async def test_a_cancel_that_comes_too_late_tells_the_true_end(rig: Rig) -> None:
     """The first terminal entry wins."""
     taken, text = await rig.start()

@@ -169,7 +169,9 @@ def test_the_recorded_record_is_read() -> None:
         GATEWAY.encode(),
     )
     finished = load("record_finished")
-    standing = parse_standing([finished[name] for name in (b"state", b"T", b"chain", b"attempt")])
+    standing = parse_standing(
+        [finished[name] for name in (b"state", b"T", b"chain", b"attempt", b"deadline", b"cancel")]
+    )
     assert standing is not None
     assert (standing.state, standing.num_tokens) == (State.FINISHED, 3)
 

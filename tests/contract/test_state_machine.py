@@ -178,6 +178,14 @@ class Machine(RuleBasedStateMachine):
         stream = self.world.streams[luck % len(self.world.streams)]
         self.run(self.world.pass_deadline(stream.generation_id))
 
+    @precondition(lambda self: self.world.streams)
+    @rule(luck=numbers, plan=faults)
+    def cancel_in_vain(self, luck: int, plan: list[str]) -> None:
+        """Its owner may live all the same: then it is fenced."""
+        self.luck(luck, plan)
+        stream = self.world.streams[luck % len(self.world.streams)]
+        self.run(self.world.cancel_in_vain(stream.generation_id))
+
     @rule(number=which, length=strategies.integers(0, 3))
     def trim_inbox(self, number: int, length: int) -> None:
         """Rows are lost before their reader has them."""

@@ -299,7 +299,7 @@ def test_a_standing_that_agrees_needs_no_reading() -> None:
 
     async def run() -> None:
         stream = TokenStream("0.x", "anonymous", JOB, no_log, 0.0)
-        stream.compare(Standing(State.QUEUED, 0, 0, 0))
+        stream.compare(Standing(State.QUEUED, 0, 0, 0, 0, 0))
         waiting = asyncio.ensure_future(stream.next_messages())
         await asyncio.sleep(0)
         assert not waiting.done()

@@ -24,7 +24,7 @@ from tests.contract.interleaving.gateway import Gateway, Stream
 from tests.contract.interleaving.invariants import check, check_lifetimes
 from tests.contract.interleaving.wire import Violation, Wire
 from tests.contract.interleaving.worker import Worker
-from tests.contract.rig import MODEL
+from tests.contract.rig import CALLER, MODEL
 from tests.redis_server import start_valkey
 
 NUM_TICKS = 700
@@ -132,6 +132,16 @@ class World:
             await self.client.hset(keys.record(generation_id), "deadline", 1)
             with suppress(BrokerDown):
                 self._count("deadlines")
+                await self.wire.call(self.broker.expire(generation_id))
+
+    async def cancel_in_vain(self, generation_id: str) -> None:
+        """A client cancels, an owner does not act on it for the grace, and a gateway notices."""
+        record = keys.record(generation_id)
+        if await self.client.exists(record):
+            with suppress(BrokerDown):
+                self._count("cancels in vain")
+                await self.wire.call(self.broker.cancel(generation_id, caller=CALLER))
+                await self.client.hset(record, "cancel", 1)
                 await self.wire.call(self.broker.expire(generation_id))
 
     async def save(self) -> None:
