@@ -196,11 +196,15 @@ class Broker:
         parsed = [parse_log_entry(entry_id, fields) for entry_id, fields in entries]
         return [e for e in parsed if not (isinstance(e, TokenRow) and e.end <= from_position)]
 
-    async def gateway_beat(self, gateway_id: str, fields: Mapping[str, str] | None = None) -> bool:
-        """Live on, keep the inbox, say what we do; True if it had to be made (rows were lost: fill every stream)."""
+    async def gateway_beat(self, gateway_id: str, fields: Mapping[str, str] | None = None) -> str:
+        """Live on, keep the inbox, say what we do; the inbox' epoch.
+
+        Another one than was last heard is another inbox: rows were lost, so fill every stream.
+        """
         said = [part for pair in (fields or {}).items() for part in pair]
         where = [keys.gateway(gateway_id), keys.inbox(gateway_id), keys.GATEWAYS]
-        return bool(await self._run("gateway_beat", where, [gateway_id, *said]))
+        epoch: bytes = await self._run("gateway_beat", where, [gateway_id, secrets.token_hex(8), *said])
+        return epoch.decode()
 
     async def gateway_gone(self, gateway_id: str) -> None:
         """A clean stop: the inbox and the heartbeat go at once; whose reader it was may be attached to elsewhere."""

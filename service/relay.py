@@ -45,6 +45,7 @@ class Relay:
         self._broker = broker
         self._resume_wait_s = resume_wait_s
         self._streams: dict[str, list[TokenStream]] = {}
+        self._epoch = ""  # of the inbox that `_last_id` is of
         self._last_id = "0"
         self._fills = asyncio.Semaphore(MAX_FILLS)
 
@@ -95,8 +96,9 @@ class Relay:
 
     async def beat_once(self) -> None:
         """Beat; an inbox that had to be made anew has lost rows. Raises BrokerDown."""
-        if await self._broker.gateway_beat(self.gateway_id, self.describe()):
-            self._last_id = "0"
+        epoch = await self._broker.gateway_beat(self.gateway_id, self.describe())
+        if epoch != self._epoch:
+            self._epoch, self._last_id = epoch, "0"
             self._refill_all("inbox was made anew")
 
     async def read_inbox(self) -> None:

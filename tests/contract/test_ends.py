@@ -215,7 +215,7 @@ async def test_a_gateway_that_comes_back_stops_the_clock(rig: Rig) -> None:
     await rig.broker.attach(text.generation_id, caller=CALLER, gateway_id="gateway-b")
     await rig.step(text.row(taken.lease, 1, 2))
     assert (await rig.fields(text.generation_id))["unread_since"]
-    assert await rig.broker.gateway_beat(GATEWAY)
+    await rig.broker.gateway_beat(GATEWAY)
     await rig.step(text.row(taken.lease, 2, 3))
     assert (await rig.fields(text.generation_id))["unread_since"] == ""
 

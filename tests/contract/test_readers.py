@@ -186,13 +186,18 @@ async def test_an_inbox_without_gateway_is_never_made(rig: Rig) -> None:
     assert len(await rig.token_ids(text.generation_id)) == 2
 
 
-async def test_a_beat_says_when_the_inbox_had_to_be_made(rig: Rig) -> None:
-    """Then rows were lost; an inbox that is only empty is not made anew."""
-    assert not await rig.broker.gateway_beat(GATEWAY)
+async def test_a_beat_says_which_inbox_it_keeps(rig: Rig) -> None:
+    """Another one means that rows were lost; an inbox that is only empty is the same. A repetition says the same."""
+    first = await rig.broker.gateway_beat(GATEWAY)
     await rig.client.xtrim(keys.inbox(GATEWAY), maxlen=0, approximate=False)
-    assert not await rig.broker.gateway_beat(GATEWAY)
+    assert await rig.broker.gateway_beat(GATEWAY) == first
     await rig.client.delete(keys.inbox(GATEWAY))
-    assert await rig.broker.gateway_beat(GATEWAY)
+    second = await rig.broker.gateway_beat(GATEWAY)
+    assert second == await rig.broker.gateway_beat(GATEWAY, {"state": "serving"}) != first
+    await rig.client.delete(keys.inbox(GATEWAY), keys.gateway(GATEWAY))
+    third = await rig.broker.gateway_beat(GATEWAY)
+    await rig.client.delete(keys.gateway(GATEWAY))
+    assert len({first, second, third, await rig.broker.gateway_beat(GATEWAY)}) == 4
     assert await rig.inbox() == []
     assert 25_000 < await rig.client.pttl(keys.inbox(GATEWAY)) <= 30_000
 

@@ -103,6 +103,7 @@ class Gateway:
     is_up: bool = True
     streams: dict[str, Stream] = field(default_factory=dict)
     left: list[Stream] = field(default_factory=list)  # whose clients may come back, to any gateway
+    epoch: str = ""  # of its inbox
     _last_id: str = "0"
 
     async def tick(self) -> None:
@@ -144,7 +145,9 @@ class Gateway:
 
     async def beat(self) -> None:
         """Live on; an inbox made anew has lost rows."""
-        if await self.wire.call(self.broker.gateway_beat(self.gateway_id)):
+        epoch = await self.wire.call(self.broker.gateway_beat(self.gateway_id))
+        if epoch != self.epoch:
+            self.epoch = epoch
             self.wire.counts["inboxes made anew"] += 1
             for stream in tuple(self.streams.values()):
                 await self._fill(stream)

@@ -188,7 +188,7 @@ class World:
     async def new_gateway(self) -> Gateway:
         sweeps = self.rule is None or not self.rule.without_sweep
         gateway = Gateway(self.broker, self.wire, self._new_name("gateway"), self.streams, sweeps)
-        await self.broker.gateway_beat(gateway.gateway_id)
+        gateway.epoch = await self.broker.gateway_beat(gateway.gateway_id)
         return gateway
 
     def _new_name(self, kind: str) -> str:
