@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import grpc
 import structlog
 from google.protobuf import duration_pb2
 
@@ -18,6 +19,7 @@ from contract.errors import (
     UnknownSession,
 )
 from llamaherd.v1 import chat_pb2
+from service import metrics
 from service.admission import Admission
 from service.chat_session import BegunTurn, ChatSession
 from service.chat_turn import say_turn, turn_span
@@ -121,6 +123,10 @@ class ChatStream:
         except ServeError as error:
             self._turn = None
             await self._fail(begun.turn.number, error)
+        except BaseException as error:  # the stream ends with it, and its RPC does not know what was generated on it
+            is_gone = isinstance(error, asyncio.CancelledError | grpc.aio.BaseError)
+            metrics.note_failure("CANCELLED" if is_gone else "INTERNAL")
+            raise
         else:
             self._turn = None
             await self._write(last)

@@ -80,7 +80,10 @@ def turn_finished(
 
 @contextmanager
 def turn_span(session: ChatSession, carrier: Mapping[str, str]) -> Iterator[None]:
-    """The span of one turn: under the caller's, linked to the one that opened the conversation."""
+    """The span of one turn: under the caller's, linked to the one that opened the conversation.
+
+    Describes a turn that fails by a ServeError, which passes through.
+    """
     opened = trace.get_current_span(extract_context({"traceparent": session.view.trace})).get_span_context()
     with tracer.start_as_current_span(
         names.SPAN_TURN,
@@ -88,9 +91,15 @@ def turn_span(session: ChatSession, carrier: Mapping[str, str]) -> Iterator[None
         kind=SpanKind.SERVER,
         links=[Link(opened)] if opened.is_valid else [],
         attributes={names.ATTR_SESSION_ID: session.handle.session_id},
+        record_exception=False,
+        set_status_on_exception=False,
     ):
         spans.describe_operation(is_chat=True, is_stream=True)
-        yield
+        try:
+            yield
+        except ServeError as error:
+            spans.describe_failure(error)
+            raise
 
 
 @asynccontextmanager

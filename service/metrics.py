@@ -107,14 +107,22 @@ def note_ending(ending: Ending, job: Job) -> None:
         _token_usage.record(count, {**labels, names.ATTR_TOKEN_TYPE: token_type})
 
 
+def note_failure(reason: str) -> None:
+    """Its generation did not end well, or not for this caller. Only the first end counts."""
+    generating = _generating.get()
+    if generating is not None and generating.model and not generating.has_ended:
+        generating.has_ended = True
+        labels = {**generating.labels, names.ATTR_ERROR_TYPE: reason}
+        _request_duration.record(time.monotonic() - generating.started_s, labels)
+
+
 def note_rpc(method: str, code: str, reason: str, duration_s: float) -> None:
     """It ended; `reason` is '' where it ended well."""
     error = {names.ATTR_ERROR_TYPE: reason} if reason else {}
     labels = {names.ATTR_RPC_SYSTEM: "grpc", names.ATTR_RPC_METHOD: method, names.ATTR_RPC_STATUS: code, **error}
     _rpc_duration.record(duration_s, labels)
-    generating = _generating.get()
-    if error and generating is not None and generating.model and not generating.has_ended:
-        _request_duration.record(time.monotonic() - generating.started_s, {**generating.labels, **error})
+    if reason:
+        note_failure(reason)
 
 
 def count_sent_tokens(num_tokens: int) -> None:

@@ -7,7 +7,7 @@ that tokens are never encoded twice.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -16,7 +16,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from opentelemetry import trace
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from contract import keys
 from contract.errors import DeadlinePassed, FieldViolation, InvalidRequest, ServeError
@@ -72,7 +72,7 @@ class _Rpc:
         await self._run(body, context)
 
     async def converse(self, bodies: AsyncIterator[bytes], context: Context) -> None:
-        """A bidirectional call, for as long as both want: it has no span, since what happens on it has spans."""
+        """A bidirectional call, for as long as both want: it has no span, but what happens on it has, in its trace."""
         with _observed(self._name, context, has_span=False) as outcome:
             await _told(outcome, context, lambda: self._call(self._parse_each(bodies), context))
 
@@ -163,17 +163,18 @@ class _Outcome:
 
 @contextmanager
 def _observed(method: str, context: Context, *, has_span: bool = True) -> Iterator[_Outcome]:
-    """One SERVER span under the caller's, and one log line at the end."""
+    """One SERVER span under the caller's, or only the caller's; and one log line at the end."""
     started_s = time.monotonic()
+    callers = extract_context(carrier_of(context))
     opened = tracer.start_as_current_span(
         method,
-        context=extract_context(carrier_of(context)),
+        context=callers,
         kind=SpanKind.SERVER,
         attributes={names.ATTR_RPC_SYSTEM: "grpc", names.ATTR_RPC_METHOD: method},
         record_exception=False,
         set_status_on_exception=False,
     )
-    with opened if has_span else nullcontext(INVALID_SPAN) as span:
+    with opened if has_span else trace.use_span(trace.get_current_span(callers)) as span:
         outcome = _Outcome(span)
         try:
             yield outcome

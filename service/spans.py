@@ -1,9 +1,11 @@
 """What a generation's RPC says of itself, on its span and to the metrics: settings, counts and times, never texts."""
 
 from opentelemetry import trace
+from opentelemetry.trace import Status, StatusCode
 
+from contract.errors import ServeError
 from contract.messages import Ending, Job
-from service import metrics
+from service import metrics, status
 from telemetry import names
 
 
@@ -57,3 +59,13 @@ def describe_ending(ending: Ending, job: Job) -> None:
             names.ATTR_ATTEMPT: ending.attempts,
         }
     )
+
+
+def describe_failure(error: ServeError) -> None:
+    """A turn ended so, on a stream that may go on; what ends a whole RPC is described there."""
+    row = status.row_of(error)
+    metrics.note_failure(row.reason)
+    span = trace.get_current_span()
+    span.set_attribute(names.ATTR_ERROR_TYPE, row.reason)
+    if status.is_fault(row.code.name):
+        span.set_status(Status(StatusCode.ERROR, row.reason))

@@ -19,9 +19,10 @@ SETUP = chat_pb2.ChatSetup(model="chat", system_prompt="Be kind.")
 class Talk:
     """A Chat stream that tests write to and read from."""
 
-    def __init__(self, gateway: RunningGateway) -> None:
+    def __init__(self, gateway: RunningGateway, traceparent: str = "") -> None:
+        metadata = (("traceparent", traceparent),) if traceparent else ()
         self.gateway = gateway
-        self.call = chat_pb2_grpc.ChatServiceStub(gateway.channel).Chat()
+        self.call = chat_pb2_grpc.ChatServiceStub(gateway.channel).Chat(metadata=metadata)
         self.ready = chat_pb2.SessionReady()
 
     async def setup(self, setup: chat_pb2.ChatSetup = SETUP) -> chat_pb2.SessionReady:
