@@ -60,3 +60,22 @@ def test_every_step_of_the_path_is_a_file() -> None:
 
     assert len(steps) == 7
     assert all((ROOT / step).exists() for step in steps)
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    """By its path, or by its own name where that tells enough; every promise names a test that tries to break it."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    named = re.findall(r"`([\w./]+(?:/|\.py|\.lua|\.cu))`", text)
+    promises = text.partition("## What is promised")[2].partition("\nNot promised")[0].splitlines()[3:]
+    tests = [row.rpartition(" | ")[2] for row in promises if row]
+
+    def is_there(name: str) -> bool:
+        if name.endswith("/"):
+            return any(path.startswith(name) for path in tracked)
+        return any(f"/{path}".endswith(f"/{name}") for path in tracked)
+
+    assert len(named) > 50
+    assert [name for name in named if not is_there(name)] == []
+    assert len(tests) > 20
+    assert [row for row in tests if "`tests/" not in row] == []
