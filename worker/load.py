@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 
+import structlog
 import torch
 
 from contract.bundle import ChatFormat, ChatFormatKind
@@ -13,6 +14,8 @@ from worker.engine.loader import load_model
 from worker.progress import Progress
 from worker.served import Served
 from worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
 
 _CHAT_FORMATS = {
     "auto": None,
@@ -48,6 +51,7 @@ def load(settings: WorkerSettings, progress: Progress) -> Served:
         progress=note,
         fixed_rows=settings.max_sequences if settings.deterministic else 0,
     )
+    log.info("model on device", device=str(device), quantization=progress.quantization, kernels=model.kernels)
     gc.collect()
     gc.freeze()  # a pass over all that was loaded would stop the engine for ten steps
     bounds = EngineSettings(

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from contract.bundle import ChatFormatKind
 from herd.up import DEMO_MODEL
@@ -35,6 +36,14 @@ def test_a_chat_folder_without_a_template_can_be_told_its_format(
     (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}')
 
     assert load_folder(folder, chat_format=chat_format).bundle.chat_format.kind is expected
+
+
+def test_the_log_says_whose_kernels_run() -> None:
+    """On the CPU torch's, always."""
+    with capture_logs() as events:
+        load_folder(DEMO_MODEL)
+
+    assert [event["kernels"] for event in events if event["event"] == "model on device"] == ["torch"]
 
 
 def test_a_small_kv_cache_shortens_the_context(tmp_path: Path) -> None:

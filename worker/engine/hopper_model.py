@@ -46,6 +46,7 @@ class HopperModel:
         if kv.block_size != BLOCK_SIZE:
             raise ValueError(f"the kernels take blocks of {BLOCK_SIZE} positions, not {kv.block_size}")
         self.config = config
+        self.kernels = "hopper"
         self.weights = weights
         self.kv = kv
         self.block_size = kv.block_size

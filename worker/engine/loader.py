@@ -1,6 +1,7 @@
 """Makes a model of a model folder: reads saved weights or quantizes them by bitsandbytes, and fuses layers.
 
-On a Hopper GPU a quantized Llama becomes a HopperModel, if the kernels take it; anything else becomes a LlamaModel.
+On a Hopper GPU a quantized Llama becomes a HopperModel, if the kernels take it; anything else becomes a LlamaModel,
+with the operators that suit its device (operators.py).
 
 Never imports transformers; its BitsAndBytesConfig gives the same bytes (tests/engine/test_loader_bytes.py).
 """
@@ -17,7 +18,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.attention import make_attention
 from worker.engine.checkpoint import BrokenCheckpoint, Checkpoint
 from worker.engine.config import LlamaConfig, Quantization, UnsupportedModel
 from worker.engine.hopper_model import HopperModel
@@ -26,8 +26,9 @@ from worker.engine.kernels.attention import BLOCK_SIZE as HOPPER_BLOCK_SIZE
 from worker.engine.kernels.build import KernelBuildError
 from worker.engine.kernels.gemm import GemmWorkspace
 from worker.engine.kv_tensors import KVTensors, free_gpu_bytes, num_blocks_in
-from worker.engine.linear import ResidentBudget, make_linear
+from worker.engine.linear import ResidentBudget
 from worker.engine.model import LlamaLayer, LlamaModel, LlamaWeights
+from worker.engine.operators import PLAIN, Operators, choose_operators
 from worker.engine.weights import (
     NF4_CODES,
     DenseWeight,
@@ -87,9 +88,12 @@ def load_model(
                 )
             except (UnpackableWeight, KernelBuildError) as error:
                 log.warning("the Hopper kernels do not run %s, decoding will be slow: %s", folder, error)
-        weights = load_weights(source, config, resident_bytes, progress)
-    block_size = block_size or PLAIN_BLOCK_SIZE
-    model = build_model(config, weights, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size)
+        block_size = block_size or PLAIN_BLOCK_SIZE
+        operators = choose_operators(config, source.quantization, device, block_size)
+        weights = load_weights(source, config, resident_bytes, progress, operators)
+    model = build_model(
+        config, weights, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size, operators=operators
+    )
     progress(1.0)
     return model
 
@@ -123,12 +127,18 @@ def load_hopper_model(
 
 
 def build_model(
-    config: LlamaConfig, weights: LlamaWeights, *, kv_blocks: int | None, kv_bytes: int | None, block_size: int
+    config: LlamaConfig,
+    weights: LlamaWeights,
+    *,
+    kv_blocks: int | None,
+    kv_bytes: int | None,
+    block_size: int,
+    operators: Operators = PLAIN,
 ) -> LlamaModel:
     """Put a KV cache beside weights that are on their device. Arguments and errors are those of `load_model`."""
     device = weights.embedding.device
     kv = _make_kv(config, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size)
-    return LlamaModel(config, weights, kv, make_attention(kv, device))
+    return LlamaModel(config, weights, kv, operators.make_attention(kv, device), operators.name)
 
 
 def _make_kv(
@@ -160,10 +170,14 @@ class WeightSource(Protocol):
 
 
 def load_weights(
-    source: WeightSource, config: LlamaConfig, resident_bytes: int, progress: Callable[[float], None]
+    source: WeightSource,
+    config: LlamaConfig,
+    resident_bytes: int,
+    progress: Callable[[float], None],
+    operators: Operators = PLAIN,
 ) -> LlamaWeights:
     """Take every weight from `source` and fuse what one product can do. Arguments and errors as for `load_model`."""
-    resident = ResidentBudget(resident_bytes)
+    resident, make_linear = ResidentBudget(resident_bytes), operators.make_linear
 
     def make(stored: _StoredLayer) -> LlamaLayer:
         return LlamaLayer(

@@ -43,10 +43,17 @@ class LlamaWeights:
 
 
 class LlamaModel:
-    """A Llama with its KV cache: runs the slices of a step. The engine's `ForwardModel`."""
+    """A Llama with its KV cache: runs the slices of a step. The engine's `ForwardModel`.
 
-    def __init__(self, config: LlamaConfig, weights: LlamaWeights, kv: KVTensors, attention: Attention) -> None:
+    Args:
+        kernels: whose kernels `weights` and `attention` run, for the log.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, weights: LlamaWeights, kv: KVTensors, attention: Attention, kernels: str
+    ) -> None:
         self.config = config
+        self.kernels = kernels
         self.kv = kv
         self.block_size = kv.block_size
         self.num_blocks = kv.num_blocks

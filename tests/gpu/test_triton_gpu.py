@@ -1,0 +1,74 @@
+"""The Triton kernels on a GPU, a Hopper one too: the interpreter's checks, and what only real hardware can show."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.engine.triton_checks import CHECKS, MAX_PRODUCT_ERROR, QUANTIZED, product_error, small_config, stored
+from worker.engine.config import Quantization
+from worker.engine.kernels.triton_attention import SPLIT, decode_attention
+from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
+from worker.engine.operators import choose_operators
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def exact_float32() -> None:
+    """References are exact throughout."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("quantization", [Quantization.NONE, *QUANTIZED])
+def test_the_kernels_are_chosen(quantization: Quantization) -> None:
+    """On every GPU from Ampere on: the check of all variants has passed."""
+    assert choose_operators(small_config(), quantization, CUDA, 16).name == "triton"
+
+
+@pytest.mark.parametrize("name", list(CHECKS))
+def test_a_kernel_computes_what_it_should(name: str) -> None:
+    """As under the interpreter, compiled."""
+    bound, compute = CHECKS[name]
+    assert compute(CUDA) <= bound
+
+
+@pytest.mark.parametrize("shape", [(12288, 4096), (4096, 11008), (22016, 4096), (10240, 8192)], ids=str)
+@pytest.mark.parametrize("quantization", QUANTIZED)
+def test_products_of_real_layers(quantization: Quantization, shape: tuple[int, int]) -> None:
+    """Of 7B and 70B, at every size of a batch, split as the GPU wants it."""
+    num_multiprocessors = torch.cuda.get_device_properties(CUDA).multi_processor_count
+    for rows in (1, 2, 15, 16, 17, 32, 33, 64, 65, 128, MAX_ROWS):
+        assert product_error(quantization, shape, rows, num_multiprocessors, CUDA) < MAX_PRODUCT_ERROR, f"{rows} rows"
+
+
+@pytest.mark.parametrize("quantization", QUANTIZED)
+def test_a_product_is_deterministic(quantization: Quantization) -> None:
+    """The same bits from run to run, and for a row among others of the same tile."""
+    weight, _ = stored(quantization, torch.randn(4096, 4096).half(), CUDA)
+    product = TritonProduct(weight, num_multiprocessors=108)
+    assert product.num_splits > 1
+    x = torch.randn(64, 4096, device=CUDA).half()
+    first = product(x)
+    order = torch.randperm(64, device=CUDA)
+    for _ in range(20):
+        assert torch.equal(product(x), first)
+    assert torch.equal(product(x[order].contiguous()), first[order])
+
+
+def test_attention_does_not_depend_on_the_batch() -> None:
+    """A row alone, and among others of longer contexts, has the same bits."""
+    positions = torch.tensor([5, SPLIT + 7, 3 * SPLIT, 2000], device=CUDA)
+    tables = torch.randperm(4 * 128, device=CUDA).view(4, 128)
+    keys, values = (torch.randn(512, 16, 8, 128, device=CUDA).half() for _ in range(2))
+    query = torch.randn(4, 64, 128, device=CUDA).half()
+    together = decode_attention(query, keys, values, positions, tables, 2001)
+    assert not math.isnan(float(together.float().sum()))
+    for row in range(4):
+        at = slice(row, row + 1)
+        alone = decode_attention(query[at], keys, values, positions[at], tables[at], int(positions[row]) + 1)
+        assert torch.equal(alone, together[at])

@@ -1,0 +1,57 @@
+"""How a LlamaModel multiplies and attends: chosen once for its device, when it is loaded, and said in the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from worker.engine.attention import Attention, make_attention
+from worker.engine.config import LlamaConfig, Quantization
+from worker.engine.kv_tensors import KVTensors
+from worker.engine.linear import Linear, ResidentBudget, make_linear
+from worker.engine.weights import LinearWeight
+
+FIRST_CAPABILITY = 8  # Ampere: the oldest whose tensor cores the Triton kernels are compiled for in the tests
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """What makes the layers and the attention of a LlamaModel; `name` is whose kernels they run."""
+
+    name: str
+    make_linear: Callable[[LinearWeight, ResidentBudget], Linear]
+    make_attention: Callable[[KVTensors, torch.device], Attention]
+
+
+PLAIN = Operators("torch", make_linear, make_attention)
+
+
+def choose_operators(
+    config: LlamaConfig, quantization: Quantization, device: torch.device, block_size: int
+) -> Operators:
+    """Triton's on a GPU from Ampere on, if they run there; else torch's and bitsandbytes'.
+
+    Args:
+        quantization: how the weights shall be stored.
+        block_size: positions in one block of the KV cache.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= FIRST_CAPABILITY:
+        return try_triton(config, quantization, device, block_size)
+    return PLAIN
+
+
+def try_triton(config: LlamaConfig, quantization: Quantization, device: torch.device, block_size: int) -> Operators:
+    """Triton's operators, if every kernel that the model needs gives the right numbers on `device`; else PLAIN."""
+    try:
+        from worker.engine import triton_path  # torch brings Triton only where it is built for CUDA
+
+        triton_path.check_kernels(config, quantization, device, block_size)
+    except Exception as error:  # of a compiler, a linker, a loader or a driver: there is no common one
+        log.warning("no Triton on %s, so torch and bitsandbytes decode there, slower: %s", device, error)
+        return PLAIN
+    return Operators("triton", triton_path.make_triton_linear, triton_path.make_triton_attention)
