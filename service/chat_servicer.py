@@ -7,7 +7,7 @@ from contract.chat import Handle
 from contract.errors import UnknownSession
 from llamaherd.v1 import chat_pb2
 from service.admission import Admission
-from service.chat_session import ChatSession, interrupt
+from service.chat_session import ChatSession, drop, interrupt
 from service.chat_stream import ChatStream, first_message, resume_of
 from service.chat_turn import say_turn, turn_span
 from service.cursor import Resume
@@ -36,7 +36,13 @@ class ChatServicer:
     @property
     def handlers(self) -> Mapping[str, Handler]:
         """By the names of the methods."""
-        return {"Chat": self.chat, "SendTurn": self.send_turn, "Interrupt": self.interrupt}
+        return {
+            "Chat": self.chat,
+            "SendTurn": self.send_turn,
+            "Interrupt": self.interrupt,
+            "OpenSession": self.open_session,
+            "EndSession": self.end_session,
+        }
 
     async def chat(self, requests: AsyncIterator[chat_pb2.ChatRequest], context: Context) -> None:
         """A conversation on one stream."""
@@ -60,6 +66,21 @@ class ChatServicer:
             raise UnknownSession
         shown = request.num_tokens_shown if request.HasField("num_tokens_shown") else None
         return chat_pb2.InterruptResponse(was_running=await interrupt(self._broker, handle, ANONYMOUS, shown))
+
+    async def open_session(
+        self, request: chat_pb2.OpenSessionRequest, context: Context
+    ) -> chat_pb2.OpenSessionResponse:
+        """What setup is to Chat, without a stream."""
+        with self._admission.enter():
+            session = await self._join(request.setup, request.setup.resumption_handle)
+            return chat_pb2.OpenSessionResponse(ready=session.ready)
+
+    async def end_session(self, request: chat_pb2.EndSessionRequest, context: Context) -> chat_pb2.EndSessionResponse:
+        """Delete a conversation. Asked twice it is the same: the first answer may have been lost."""
+        if (handle := Handle.parse(request.session_handle)) is None:
+            raise UnknownSession
+        await drop(self._broker, handle, ANONYMOUS)
+        return chat_pb2.EndSessionResponse()
 
     async def _join(self, setup: chat_pb2.ChatSetup, handle: str) -> ChatSession:
         if handle:

@@ -204,8 +204,7 @@ class ChatSession:
 
     async def drop(self) -> None:
         """End the conversation, and its running turn."""
-        generation_id = await self._broker.chat.drop(self.handle, self.caller)
-        await _cancel(self._broker, generation_id, self.caller)
+        await drop(self._broker, self.handle, self.caller)
 
     def rest(self) -> None:
         """Hold nothing of what was said until the next turn, which reads it anew."""
@@ -247,6 +246,11 @@ async def interrupt(broker: Broker, handle: Handle, caller: str, shown: int | No
     if generation_id is None:
         raise UnknownSession
     return await _cancel(broker, generation_id, caller)
+
+
+async def drop(broker: Broker, handle: Handle, caller: str) -> None:
+    """End a conversation, and its running turn. One that is no more stays so."""
+    await _cancel(broker, await broker.chat.drop(handle, caller), caller)
 
 
 async def settings_of(check: Check, caller: str, setup: chat_pb2.ChatSetup) -> common_pb2.Settings:

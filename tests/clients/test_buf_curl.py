@@ -21,7 +21,9 @@ def test_reflection_lists_every_service(gateway: str, run: Run) -> None:
     assert {
         "grpc.health.v1.Health/Check",
         "llamaherd.v1.ChatService/Chat",
+        "llamaherd.v1.ChatService/EndSession",
         "llamaherd.v1.ChatService/Interrupt",
+        "llamaherd.v1.ChatService/OpenSession",
         "llamaherd.v1.ChatService/SendTurn",
         "llamaherd.v1.GenerationService/Attach",
         "llamaherd.v1.GenerationService/CancelGeneration",

@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2
 from contract.broker import Broker
 from contract.messages import ChoiceEnd, EndReason
 from llamaherd.v1 import chat_pb2, chat_pb2_grpc, common_pb2
-from tests.service.gateways import RunningGateway, error_of
+from tests.service.gateways import RunningGateway, answer_of, error_of
 from tests.service.scripted_worker import ScriptedWorker
 from tests.service.talks import SETUP, Talk, answer, detail, handle_of, next_work, rest_of
 from tests.until import until
@@ -186,3 +186,29 @@ async def test_turns_without_a_bidirectional_stream(
     assert (await rest_of(call))[-1].turn_finished.turn == 1
     stopped = await stub.Interrupt(chat_pb2.InterruptRequest(session_handle=ready.resumption_handle))
     assert not stopped.was_running
+
+
+async def test_a_session_without_any_stream(broker: Broker, worker: ScriptedWorker, gateway: RunningGateway) -> None:
+    """OpenSession opens one, and resumes it with the turn that runs; EndSession ends both, and twice is no error."""
+    stub = chat_pb2_grpc.ChatServiceStub(gateway.channel)
+    ready = (await stub.OpenSession(chat_pb2.OpenSessionRequest(setup=SETUP))).ready
+    assert (ready.num_turns, ready.generation_id, ready.settings.model) == (0, "", "chat")
+    message = chat_pb2.UserMessage(content="hello")
+    call = stub.SendTurn(chat_pb2.SendTurnRequest(session_handle=ready.resumption_handle, user_message=message))
+    await call.read()
+    work = await next_work(broker, worker, ready)
+
+    again = chat_pb2.OpenSessionRequest(setup=chat_pb2.ChatSetup(resumption_handle=ready.resumption_handle))
+    resumed = (await stub.OpenSession(again)).ready
+    assert (resumed.session_id, resumed.generation_id) == (ready.session_id, work.taken.job.generation_id)
+
+    for _ in range(2):
+        await stub.EndSession(chat_pb2.EndSessionRequest(session_handle=ready.resumption_handle))
+    assert (await work.say("x")).cancel
+    await work.finish(EndReason.CANCELLED, [ChoiceEnd(0, "CANCELLED", 1)])
+    await rest_of(call)
+    assert (await answer_of(stub.OpenSession(again))).code() is grpc.StatusCode.NOT_FOUND
+    for request in (chat_pb2.EndSessionRequest(), chat_pb2.EndSessionRequest(session_handle="x.y")):
+        assert (await answer_of(stub.EndSession(request))).code() is grpc.StatusCode.NOT_FOUND
+    bad = chat_pb2.OpenSessionRequest(setup=chat_pb2.ChatSetup(model="chat", ttl_s=1))
+    assert "setup.ttl_s" in ((await answer_of(stub.OpenSession(bad))).details() or "")

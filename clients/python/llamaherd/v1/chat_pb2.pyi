@@ -166,3 +166,25 @@ class InterruptResponse(_message.Message):
     WAS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     was_running: bool
     def __init__(self, was_running: bool = ...) -> None: ...
+
+class OpenSessionRequest(_message.Message):
+    __slots__ = ("setup",)
+    SETUP_FIELD_NUMBER: _ClassVar[int]
+    setup: ChatSetup
+    def __init__(self, setup: _Optional[_Union[ChatSetup, _Mapping]] = ...) -> None: ...
+
+class OpenSessionResponse(_message.Message):
+    __slots__ = ("ready",)
+    READY_FIELD_NUMBER: _ClassVar[int]
+    ready: SessionReady
+    def __init__(self, ready: _Optional[_Union[SessionReady, _Mapping]] = ...) -> None: ...
+
+class EndSessionRequest(_message.Message):
+    __slots__ = ("session_handle",)
+    SESSION_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    session_handle: str
+    def __init__(self, session_handle: _Optional[str] = ...) -> None: ...
+
+class EndSessionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

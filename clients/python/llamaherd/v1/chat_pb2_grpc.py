@@ -50,6 +50,16 @@ class ChatServiceStub(object):
                 request_serializer=llamaherd_dot_v1_dot_chat__pb2.InterruptRequest.SerializeToString,
                 response_deserializer=llamaherd_dot_v1_dot_chat__pb2.InterruptResponse.FromString,
                 _registered_method=True)
+        self.OpenSession = channel.unary_unary(
+                '/llamaherd.v1.ChatService/OpenSession',
+                request_serializer=llamaherd_dot_v1_dot_chat__pb2.OpenSessionRequest.SerializeToString,
+                response_deserializer=llamaherd_dot_v1_dot_chat__pb2.OpenSessionResponse.FromString,
+                _registered_method=True)
+        self.EndSession = channel.unary_unary(
+                '/llamaherd.v1.ChatService/EndSession',
+                request_serializer=llamaherd_dot_v1_dot_chat__pb2.EndSessionRequest.SerializeToString,
+                response_deserializer=llamaherd_dot_v1_dot_chat__pb2.EndSessionResponse.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer(object):
@@ -77,6 +87,20 @@ class ChatServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenSession(self, request, context):
+        """Opens a session, or resumes one, without a turn: what setup is to Chat, for clients without bidirectional streams.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndSession(self, request, context):
+        """Ends a session, its running turn too, and deletes its history. One that is no more is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +118,16 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.Interrupt,
                     request_deserializer=llamaherd_dot_v1_dot_chat__pb2.InterruptRequest.FromString,
                     response_serializer=llamaherd_dot_v1_dot_chat__pb2.InterruptResponse.SerializeToString,
+            ),
+            'OpenSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSession,
+                    request_deserializer=llamaherd_dot_v1_dot_chat__pb2.OpenSessionRequest.FromString,
+                    response_serializer=llamaherd_dot_v1_dot_chat__pb2.OpenSessionResponse.SerializeToString,
+            ),
+            'EndSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndSession,
+                    request_deserializer=llamaherd_dot_v1_dot_chat__pb2.EndSessionRequest.FromString,
+                    response_serializer=llamaherd_dot_v1_dot_chat__pb2.EndSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +212,60 @@ class ChatService(object):
             '/llamaherd.v1.ChatService/Interrupt',
             llamaherd_dot_v1_dot_chat__pb2.InterruptRequest.SerializeToString,
             llamaherd_dot_v1_dot_chat__pb2.InterruptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamaherd.v1.ChatService/OpenSession',
+            llamaherd_dot_v1_dot_chat__pb2.OpenSessionRequest.SerializeToString,
+            llamaherd_dot_v1_dot_chat__pb2.OpenSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llamaherd.v1.ChatService/EndSession',
+            llamaherd_dot_v1_dot_chat__pb2.EndSessionRequest.SerializeToString,
+            llamaherd_dot_v1_dot_chat__pb2.EndSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

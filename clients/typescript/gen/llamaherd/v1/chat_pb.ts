@@ -18,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file llamaherd/v1/chat.proto.
  */
 export const file_llamaherd_v1_chat: GenFile = /*@__PURE__*/
-  fileDesc("ChdsbGFtYWhlcmQvdjEvY2hhdC5wcm90bxIMbGxhbWFoZXJkLnYxItABCgtDaGF0UmVxdWVzdBIoCgVzZXR1cBgBIAEoCzIXLmxsYW1haGVyZC52MS5DaGF0U2V0dXBIABIxCgx1c2VyX21lc3NhZ2UYAiABKAsyGS5sbGFtYWhlcmQudjEuVXNlck1lc3NhZ2VIABIwCglpbnRlcnJ1cHQYAyABKAsyGy5sbGFtYWhlcmQudjEuSW50ZXJydXB0VHVybkgAEicKA2VuZBgEIAEoCzIYLmxsYW1haGVyZC52MS5FbmRTZXNzaW9uSABCCQoHbWVzc2FnZSLzAQoJQ2hhdFNldHVwEg0KBW1vZGVsGAEgASgJEhUKDXN5c3RlbV9wcm9tcHQYAiABKAkSKAoIc2FtcGxpbmcYAyABKAsyFi5sbGFtYWhlcmQudjEuU2FtcGxpbmcSKAoIc3RvcHBpbmcYBCABKAsyFi5sbGFtYWhlcmQudjEuU3RvcHBpbmcSGQoRcmVzdW1wdGlvbl9oYW5kbGUYBSABKAkSFQoNZnJvbV9wb3NpdGlvbhgGIAEoDRISCgVjaGFpbhgHIAEoB0gAiAEBEhIKBXR0bF9zGAggASgNSAGIAQFCCAoGX2NoYWluQggKBl90dGxfcyJGCgtVc2VyTWVzc2FnZRIPCgdjb250ZW50GAEgASgJEhcKCnJlcXVlc3RfaWQYAiABKAlIAIgBAUINCgtfcmVxdWVzdF9pZCJDCg1JbnRlcnJ1cHRUdXJuEh0KEG51bV90b2tlbnNfc2hvd24YASABKA1IAIgBAUITChFfbnVtX3Rva2Vuc19zaG93biIMCgpFbmRTZXNzaW9uIvoCCgxDaGF0UmVzcG9uc2USIwoGdG9rZW5zGAEgAygLMhMubGxhbWFoZXJkLnYxLlRva2VuEisKBXJlYWR5GAIgASgLMhoubGxhbWFoZXJkLnYxLlNlc3Npb25SZWFkeUgAEiYKBnF1ZXVlZBgDIAEoCzIULmxsYW1haGVyZC52MS5RdWV1ZWRIABIoCgdzdGFydGVkGAQgASgLMhUubGxhbWFoZXJkLnYxLlN0YXJ0ZWRIABIzCg10dXJuX2ZpbmlzaGVkGAUgASgLMhoubGxhbWFoZXJkLnYxLlR1cm5GaW5pc2hlZEgAEi8KC3R1cm5fZmFpbGVkGAYgASgLMhgubGxhbWFoZXJkLnYxLlR1cm5GYWlsZWRIABInCgdnb19hd2F5GAcgASgLMhQubGxhbWFoZXJkLnYxLkdvQXdheUgAEi4KCnJlc3VtcHRpb24YCCABKAsyGC5sbGFtYWhlcmQudjEuUmVzdW1wdGlvbkgAQgcKBWV2ZW50IpEBCgxTZXNzaW9uUmVhZHkSEgoKc2Vzc2lvbl9pZBgBIAEoCRIZChFyZXN1bXB0aW9uX2hhbmRsZRgCIAEoCRIRCgludW1fdHVybnMYAyABKA0SKAoIc2V0dGluZ3MYBCABKAsyFi5sbGFtYWhlcmQudjEuU2V0dGluZ3MSFQoNZ2VuZXJhdGlvbl9pZBgFIAEoCSKzAQoMVHVybkZpbmlzaGVkEgwKBHR1cm4YASABKA0SLgoIZmluaXNoZWQYAiABKAsyHC5sbGFtYWhlcmQudjEuQ2hvaWNlRmluaXNoZWQSIgoFdXNhZ2UYAyABKAsyEy5sbGFtYWhlcmQudjEuVXNhZ2USJgoHdGltaW5ncxgEIAEoCzIVLmxsYW1haGVyZC52MS5UaW1pbmdzEhkKEW51bV90dXJuc19kcm9wcGVkGAUgASgNIj4KClR1cm5GYWlsZWQSDAoEdHVybhgBIAEoDRIiCgZzdGF0dXMYAiABKAsyEi5nb29nbGUucnBjLlN0YXR1cyI2CgZHb0F3YXkSLAoJdGltZV9sZWZ0GAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIhwKClJlc3VtcHRpb24SDgoGaGFuZGxlGAEgASgJIoIBCg9TZW5kVHVyblJlcXVlc3QSJgoFc2V0dXAYASABKAsyFy5sbGFtYWhlcmQudjEuQ2hhdFNldHVwEhYKDnNlc3Npb25faGFuZGxlGAIgASgJEi8KDHVzZXJfbWVzc2FnZRgDIAEoCzIZLmxsYW1haGVyZC52MS5Vc2VyTWVzc2FnZSL0AQoQU2VuZFR1cm5SZXNwb25zZRIjCgZ0b2tlbnMYASADKAsyEy5sbGFtYWhlcmQudjEuVG9rZW4SKwoFcmVhZHkYAiABKAsyGi5sbGFtYWhlcmQudjEuU2Vzc2lvblJlYWR5SAASJgoGcXVldWVkGAMgASgLMhQubGxhbWFoZXJkLnYxLlF1ZXVlZEgAEigKB3N0YXJ0ZWQYBCABKAsyFS5sbGFtYWhlcmQudjEuU3RhcnRlZEgAEjMKDXR1cm5fZmluaXNoZWQYBSABKAsyGi5sbGFtYWhlcmQudjEuVHVybkZpbmlzaGVkSABCBwoFZXZlbnQiXgoQSW50ZXJydXB0UmVxdWVzdBIWCg5zZXNzaW9uX2hhbmRsZRgBIAEoCRIdChBudW1fdG9rZW5zX3Nob3duGAIgASgNSACIAQFCEwoRX251bV90b2tlbnNfc2hvd24iKAoRSW50ZXJydXB0UmVzcG9uc2USEwoLd2FzX3J1bm5pbmcYASABKAgy6wEKC0NoYXRTZXJ2aWNlEkEKBENoYXQSGS5sbGFtYWhlcmQudjEuQ2hhdFJlcXVlc3QaGi5sbGFtYWhlcmQudjEuQ2hhdFJlc3BvbnNlKAEwARJLCghTZW5kVHVybhIdLmxsYW1haGVyZC52MS5TZW5kVHVyblJlcXVlc3QaHi5sbGFtYWhlcmQudjEuU2VuZFR1cm5SZXNwb25zZTABEkwKCUludGVycnVwdBIeLmxsYW1haGVyZC52MS5JbnRlcnJ1cHRSZXF1ZXN0Gh8ubGxhbWFoZXJkLnYxLkludGVycnVwdFJlc3BvbnNlQksKEGRldi5sbGFtYWhlcmQudjFQAVombGxhbWFoZXJkLmRldi9sbGFtYWhlcmQvdjE7bGxhbWFoZXJkdjGqAgxMbGFtYWhlcmQuVjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_rpc_status, file_llamaherd_v1_common]);
+  fileDesc("ChdsbGFtYWhlcmQvdjEvY2hhdC5wcm90bxIMbGxhbWFoZXJkLnYxItABCgtDaGF0UmVxdWVzdBIoCgVzZXR1cBgBIAEoCzIXLmxsYW1haGVyZC52MS5DaGF0U2V0dXBIABIxCgx1c2VyX21lc3NhZ2UYAiABKAsyGS5sbGFtYWhlcmQudjEuVXNlck1lc3NhZ2VIABIwCglpbnRlcnJ1cHQYAyABKAsyGy5sbGFtYWhlcmQudjEuSW50ZXJydXB0VHVybkgAEicKA2VuZBgEIAEoCzIYLmxsYW1haGVyZC52MS5FbmRTZXNzaW9uSABCCQoHbWVzc2FnZSLzAQoJQ2hhdFNldHVwEg0KBW1vZGVsGAEgASgJEhUKDXN5c3RlbV9wcm9tcHQYAiABKAkSKAoIc2FtcGxpbmcYAyABKAsyFi5sbGFtYWhlcmQudjEuU2FtcGxpbmcSKAoIc3RvcHBpbmcYBCABKAsyFi5sbGFtYWhlcmQudjEuU3RvcHBpbmcSGQoRcmVzdW1wdGlvbl9oYW5kbGUYBSABKAkSFQoNZnJvbV9wb3NpdGlvbhgGIAEoDRISCgVjaGFpbhgHIAEoB0gAiAEBEhIKBXR0bF9zGAggASgNSAGIAQFCCAoGX2NoYWluQggKBl90dGxfcyJGCgtVc2VyTWVzc2FnZRIPCgdjb250ZW50GAEgASgJEhcKCnJlcXVlc3RfaWQYAiABKAlIAIgBAUINCgtfcmVxdWVzdF9pZCJDCg1JbnRlcnJ1cHRUdXJuEh0KEG51bV90b2tlbnNfc2hvd24YASABKA1IAIgBAUITChFfbnVtX3Rva2Vuc19zaG93biIMCgpFbmRTZXNzaW9uIvoCCgxDaGF0UmVzcG9uc2USIwoGdG9rZW5zGAEgAygLMhMubGxhbWFoZXJkLnYxLlRva2VuEisKBXJlYWR5GAIgASgLMhoubGxhbWFoZXJkLnYxLlNlc3Npb25SZWFkeUgAEiYKBnF1ZXVlZBgDIAEoCzIULmxsYW1haGVyZC52MS5RdWV1ZWRIABIoCgdzdGFydGVkGAQgASgLMhUubGxhbWFoZXJkLnYxLlN0YXJ0ZWRIABIzCg10dXJuX2ZpbmlzaGVkGAUgASgLMhoubGxhbWFoZXJkLnYxLlR1cm5GaW5pc2hlZEgAEi8KC3R1cm5fZmFpbGVkGAYgASgLMhgubGxhbWFoZXJkLnYxLlR1cm5GYWlsZWRIABInCgdnb19hd2F5GAcgASgLMhQubGxhbWFoZXJkLnYxLkdvQXdheUgAEi4KCnJlc3VtcHRpb24YCCABKAsyGC5sbGFtYWhlcmQudjEuUmVzdW1wdGlvbkgAQgcKBWV2ZW50IpEBCgxTZXNzaW9uUmVhZHkSEgoKc2Vzc2lvbl9pZBgBIAEoCRIZChFyZXN1bXB0aW9uX2hhbmRsZRgCIAEoCRIRCgludW1fdHVybnMYAyABKA0SKAoIc2V0dGluZ3MYBCABKAsyFi5sbGFtYWhlcmQudjEuU2V0dGluZ3MSFQoNZ2VuZXJhdGlvbl9pZBgFIAEoCSKzAQoMVHVybkZpbmlzaGVkEgwKBHR1cm4YASABKA0SLgoIZmluaXNoZWQYAiABKAsyHC5sbGFtYWhlcmQudjEuQ2hvaWNlRmluaXNoZWQSIgoFdXNhZ2UYAyABKAsyEy5sbGFtYWhlcmQudjEuVXNhZ2USJgoHdGltaW5ncxgEIAEoCzIVLmxsYW1haGVyZC52MS5UaW1pbmdzEhkKEW51bV90dXJuc19kcm9wcGVkGAUgASgNIj4KClR1cm5GYWlsZWQSDAoEdHVybhgBIAEoDRIiCgZzdGF0dXMYAiABKAsyEi5nb29nbGUucnBjLlN0YXR1cyI2CgZHb0F3YXkSLAoJdGltZV9sZWZ0GAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIhwKClJlc3VtcHRpb24SDgoGaGFuZGxlGAEgASgJIoIBCg9TZW5kVHVyblJlcXVlc3QSJgoFc2V0dXAYASABKAsyFy5sbGFtYWhlcmQudjEuQ2hhdFNldHVwEhYKDnNlc3Npb25faGFuZGxlGAIgASgJEi8KDHVzZXJfbWVzc2FnZRgDIAEoCzIZLmxsYW1haGVyZC52MS5Vc2VyTWVzc2FnZSL0AQoQU2VuZFR1cm5SZXNwb25zZRIjCgZ0b2tlbnMYASADKAsyEy5sbGFtYWhlcmQudjEuVG9rZW4SKwoFcmVhZHkYAiABKAsyGi5sbGFtYWhlcmQudjEuU2Vzc2lvblJlYWR5SAASJgoGcXVldWVkGAMgASgLMhQubGxhbWFoZXJkLnYxLlF1ZXVlZEgAEigKB3N0YXJ0ZWQYBCABKAsyFS5sbGFtYWhlcmQudjEuU3RhcnRlZEgAEjMKDXR1cm5fZmluaXNoZWQYBSABKAsyGi5sbGFtYWhlcmQudjEuVHVybkZpbmlzaGVkSABCBwoFZXZlbnQiXgoQSW50ZXJydXB0UmVxdWVzdBIWCg5zZXNzaW9uX2hhbmRsZRgBIAEoCRIdChBudW1fdG9rZW5zX3Nob3duGAIgASgNSACIAQFCEwoRX251bV90b2tlbnNfc2hvd24iKAoRSW50ZXJydXB0UmVzcG9uc2USEwoLd2FzX3J1bm5pbmcYASABKAgiPAoST3BlblNlc3Npb25SZXF1ZXN0EiYKBXNldHVwGAEgASgLMhcubGxhbWFoZXJkLnYxLkNoYXRTZXR1cCJAChNPcGVuU2Vzc2lvblJlc3BvbnNlEikKBXJlYWR5GAEgASgLMhoubGxhbWFoZXJkLnYxLlNlc3Npb25SZWFkeSIrChFFbmRTZXNzaW9uUmVxdWVzdBIWCg5zZXNzaW9uX2hhbmRsZRgBIAEoCSIUChJFbmRTZXNzaW9uUmVzcG9uc2UykAMKC0NoYXRTZXJ2aWNlEkEKBENoYXQSGS5sbGFtYWhlcmQudjEuQ2hhdFJlcXVlc3QaGi5sbGFtYWhlcmQudjEuQ2hhdFJlc3BvbnNlKAEwARJLCghTZW5kVHVybhIdLmxsYW1haGVyZC52MS5TZW5kVHVyblJlcXVlc3QaHi5sbGFtYWhlcmQudjEuU2VuZFR1cm5SZXNwb25zZTABEkwKCUludGVycnVwdBIeLmxsYW1haGVyZC52MS5JbnRlcnJ1cHRSZXF1ZXN0Gh8ubGxhbWFoZXJkLnYxLkludGVycnVwdFJlc3BvbnNlElIKC09wZW5TZXNzaW9uEiAubGxhbWFoZXJkLnYxLk9wZW5TZXNzaW9uUmVxdWVzdBohLmxsYW1haGVyZC52MS5PcGVuU2Vzc2lvblJlc3BvbnNlEk8KCkVuZFNlc3Npb24SHy5sbGFtYWhlcmQudjEuRW5kU2Vzc2lvblJlcXVlc3QaIC5sbGFtYWhlcmQudjEuRW5kU2Vzc2lvblJlc3BvbnNlQksKEGRldi5sbGFtYWhlcmQudjFQAVombGxhbWFoZXJkLmRldi9sbGFtYWhlcmQvdjE7bGxhbWFoZXJkdjGqAgxMbGFtYWhlcmQuVjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_rpc_status, file_llamaherd_v1_common]);
 
 /**
  * What a client says.
@@ -604,6 +604,84 @@ export const InterruptResponseSchema: GenMessage<InterruptResponse> = /*@__PURE_
   messageDesc(file_llamaherd_v1_chat, 14);
 
 /**
+ * Which session to open or to resume.
+ *
+ * @generated from message llamaherd.v1.OpenSessionRequest
+ */
+export type OpenSessionRequest = Message<"llamaherd.v1.OpenSessionRequest"> & {
+  /**
+   * As the first message of a Chat stream; from_position and chain mean nothing here.
+   *
+   * @generated from field: llamaherd.v1.ChatSetup setup = 1;
+   */
+  setup?: ChatSetup | undefined;
+};
+
+/**
+ * Describes the message llamaherd.v1.OpenSessionRequest.
+ * Use `create(OpenSessionRequestSchema)` to create a new message.
+ */
+export const OpenSessionRequestSchema: GenMessage<OpenSessionRequest> = /*@__PURE__*/
+  messageDesc(file_llamaherd_v1_chat, 15);
+
+/**
+ * The session stands.
+ *
+ * @generated from message llamaherd.v1.OpenSessionResponse
+ */
+export type OpenSessionResponse = Message<"llamaherd.v1.OpenSessionResponse"> & {
+  /**
+   * Its handle and what will be used.
+   *
+   * @generated from field: llamaherd.v1.SessionReady ready = 1;
+   */
+  ready?: SessionReady | undefined;
+};
+
+/**
+ * Describes the message llamaherd.v1.OpenSessionResponse.
+ * Use `create(OpenSessionResponseSchema)` to create a new message.
+ */
+export const OpenSessionResponseSchema: GenMessage<OpenSessionResponse> = /*@__PURE__*/
+  messageDesc(file_llamaherd_v1_chat, 16);
+
+/**
+ * Which session to end.
+ *
+ * @generated from message llamaherd.v1.EndSessionRequest
+ */
+export type EndSessionRequest = Message<"llamaherd.v1.EndSessionRequest"> & {
+  /**
+   * Its handle.
+   *
+   * @generated from field: string session_handle = 1;
+   */
+  sessionHandle: string;
+};
+
+/**
+ * Describes the message llamaherd.v1.EndSessionRequest.
+ * Use `create(EndSessionRequestSchema)` to create a new message.
+ */
+export const EndSessionRequestSchema: GenMessage<EndSessionRequest> = /*@__PURE__*/
+  messageDesc(file_llamaherd_v1_chat, 17);
+
+/**
+ * Nothing of the session is kept.
+ *
+ * @generated from message llamaherd.v1.EndSessionResponse
+ */
+export type EndSessionResponse = Message<"llamaherd.v1.EndSessionResponse"> & {
+};
+
+/**
+ * Describes the message llamaherd.v1.EndSessionResponse.
+ * Use `create(EndSessionResponseSchema)` to create a new message.
+ */
+export const EndSessionResponseSchema: GenMessage<EndSessionResponse> = /*@__PURE__*/
+  messageDesc(file_llamaherd_v1_chat, 18);
+
+/**
  * Holds conversations. A session lives in the broker and can be resumed at any gateway, in the middle of a turn too.
  *
  * @generated from service llamaherd.v1.ChatService
@@ -638,6 +716,26 @@ export const ChatService: GenService<{
     methodKind: "unary";
     input: typeof InterruptRequestSchema;
     output: typeof InterruptResponseSchema;
+  },
+  /**
+   * Opens a session, or resumes one, without a turn: what setup is to Chat, for clients without bidirectional streams.
+   *
+   * @generated from rpc llamaherd.v1.ChatService.OpenSession
+   */
+  openSession: {
+    methodKind: "unary";
+    input: typeof OpenSessionRequestSchema;
+    output: typeof OpenSessionResponseSchema;
+  },
+  /**
+   * Ends a session, its running turn too, and deletes its history. One that is no more is no error.
+   *
+   * @generated from rpc llamaherd.v1.ChatService.EndSession
+   */
+  endSession: {
+    methodKind: "unary";
+    input: typeof EndSessionRequestSchema;
+    output: typeof EndSessionResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_llamaherd_v1_chat, 0);
