@@ -2,17 +2,21 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from llamaherd.client import AsyncClient, Knobs, Overloaded
 from tests.clients.python.gateway_processes import gateway_processes
-from tests.herd_process import HerdProcess
+from tests.clients.python.scripted_gateway import ScriptedGateway, scripted
+from tests.conformance.browser import Browser, browser
+from tests.conformance.envoy import envoy
+from tests.conformance.runners import Runner, run_command
+from tests.herd_process import ROOT, HerdProcess
 
-ROOT = Path(__file__).parents[2]
 CLIENTS = ("python", "typescript", "go")
 TYPESCRIPT = ROOT / "clients" / "typescript"
 MOST_LONG = 64
@@ -33,16 +37,50 @@ def typescript() -> Path:
     return TYPESCRIPT
 
 
-@pytest.fixture(params=CLIENTS)
-def runner(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The command of a client's runner."""
-    if request.param == "python":
-        return (sys.executable, "-m", "tests.conformance.python_runner")
-    if request.param == "go":
+@pytest.fixture(params=(*CLIENTS, "browser"))
+def runner(request: pytest.FixtureRequest, pair: dict[str, str]) -> Runner:
+    """How a client runs a scenario."""
+    if request.param == "browser":
+        page: Browser = request.getfixturevalue("page")
+        return Runner(request.getfixturevalue("proxies"), page.run, at=("both",))
+    command: tuple[str, ...] = (sys.executable, "-m", "tests.conformance.python_runner")
+    if request.param == "typescript":
+        folder: Path = request.getfixturevalue("typescript")
+        command = ("node", str(folder / "dist" / "conformance" / "runner.js"))
+    elif request.param == "go":
         programs: Path = request.getfixturevalue("go_programs")
-        return (str(programs / "conformance"),)
-    folder: Path = request.getfixturevalue("typescript")
-    return ("node", str(folder / "dist" / "conformance" / "runner.js"))
+        command = (str(programs / "conformance"),)
+    return Runner(pair, partial(run_command, command))
+
+
+@pytest.fixture(scope="module")
+def page(typescript: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium, with the TypeScript client's pages."""
+    command = ("npm", "run", "--silent", "bundle")
+    done = subprocess.run(command, cwd=typescript, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    bundles = typescript / "dist" / "web"
+    modules = {"page": bundles / "page.js", "conversation": bundles / "conversation.web.js"}
+    with browser(modules, tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+async def recorder() -> AsyncIterator[ScriptedGateway]:
+    """A gateway that says "abcdef", and keeps what it was asked."""
+    async with scripted("abcdef") as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+async def proxies(
+    pair: dict[str, str], recorder: ScriptedGateway, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[str, str]]:
+    """Envoy before each gateway of the pair, before `both` together, and before the recorder."""
+    alone = {name: [address] for name, address in pair.items()}
+    pools = alone | {"both": [pair["one"], pair["two"]], "recorder": [recorder.address]}
+    async with envoy(pools, tmp_path_factory.mktemp("envoy")) as addresses:
+        yield dict(addresses)
 
 
 @pytest.fixture(scope="module")

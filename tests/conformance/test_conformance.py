@@ -1,8 +1,5 @@
 """Every client runs every scenario of scenarios.yaml against real gateways; what is expected is the same for all."""
 
-import asyncio
-import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -12,36 +9,59 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.clients.python.scripted_gateway import ScriptedGateway
+from tests.conformance.browser import Browser
 from tests.conformance.conftest import CLIENTS, full_queue
 from tests.conformance.cut_cable import Cuts, cut_cable
+from tests.conformance.runners import Observation, Runner
+from tests.herd_process import ROOT
 
-ROOT = Path(__file__).parents[2]
 SCENARIOS: Mapping[str, Sequence[Mapping[str, Any]]] = yaml.safe_load(
     Path(__file__).with_name("scenarios.yaml").read_text()
 )
-Observation = Mapping[str, Any]
 
 # The first test of a session builds a client.
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-async def test_scenario(name: str, runner: tuple[str, ...], pair: dict[str, str]) -> None:
+async def test_scenario(name: str, runner: Runner, pair: dict[str, str]) -> None:
     """What each step showed is what the file expects of it."""
-    steps = SCENARIOS[name]
+    steps = [{"at": runner.at, **step} for step in SCENARIOS[name]]
     cuts = Cuts()
     async with AsyncExitStack() as stack:
-        gateways = dict(pair)
+        gateways = dict(runner.gateways)
         for gateway in ("one", "two"):
-            gateways[f"cut_{gateway}"] = await stack.enter_async_context(cut_cable(pair[gateway], cuts))
-        if any("busy" in step.get("at", ()) for step in steps):
+            gateways[f"cut_{gateway}"] = await stack.enter_async_context(cut_cable(gateways[gateway], cuts))
+        if any("busy" in step["at"] for step in steps):
             await stack.enter_async_context(full_queue(pair["one"], pair["busy"]))
-        seen = await run(runner, {"gateways": gateways, "steps": steps})
+        seen = await runner.run({"gateways": gateways, "steps": steps})
     assert len(seen) == len(steps)
     for number, step in enumerate(steps):
         expected = dict(step.get("expect", {}))
         assert cuts.num_cuts >= expected.pop("num_cuts_at_least", 0)
         check(seen, number, expected, step)
+
+
+async def test_the_conversation_of_the_readme_in_a_browser(page: Browser, proxies: dict[str, str]) -> None:
+    """Of the TypeScript client's; it talks to a real herd."""
+    text = await page.run({"visit": f"/conversation?herd=http://{proxies['both']}", "until": "turns"})
+
+    asked, first, asked_again, second, turns = text.splitlines()
+    assert asked == asked_again == "> Count to ten"
+    assert "10" in first
+    assert "10" in second
+    assert turns == "2 turns"
+
+
+async def test_a_page_sends_its_key(page: Browser, proxies: dict[str, str], recorder: ScriptedGateway) -> None:
+    """With every call, through Envoy."""
+    at = ("recorder",)
+    steps = [{"do": "generate", "at": at, "prompt": "x"}, {"do": "attach", "at": at, "from_position": 3}]
+    first, rest = await page.run({"gateways": proxies, "api_key": "secret", "steps": steps})
+
+    assert (first["texts"], rest["texts"]) == (["abcdef"], ["def"])
+    assert [metadata["authorization"] for metadata in recorder.metadata] == ["Bearer secret"] * 2
 
 
 def test_every_expectation_is_one_that_is_checked() -> None:
@@ -58,27 +78,6 @@ def test_every_client_is_held_to_them() -> None:
 
     assert {folder for folder, _ in rows} == {path.parent.name for path in ROOT.glob("clients/*/README.md")}
     assert {folder for folder, article in rows if article == "a"} == set(CLIENTS)
-
-
-async def run(command: Sequence[str], scenario: Mapping[str, Any]) -> list[Observation]:
-    """The observations of a runner, one for each step."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=ROOT,
-        env=os.environ,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        stdout, stderr = await process.communicate(json.dumps(scenario).encode())
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, stderr.decode()
-    seen: list[Observation] = json.loads(stdout)
-    return seen
 
 
 def check(seen: Sequence[Observation], number: int, expected: dict[str, Any], step: Mapping[str, Any]) -> None:

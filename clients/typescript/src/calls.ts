@@ -1,9 +1,9 @@
 /** The I/O of calls that are tried again: gateways, deadlines, waits. */
-import type { CallOptions } from "@connectrpc/connect";
-import { setTimeout as sleep } from "node:timers/promises";
+import { type CallOptions, Code } from "@connectrpc/connect";
 
 import { HerdError, typed } from "./errors.js";
-import { Gateway, type Reach } from "./gateway.js";
+import type { Gateway } from "./gateway.js";
+import { sleep } from "./sleep.js";
 import { Targets, Tries } from "./tries.js";
 
 /** One call at one gateway. Repeating it changes nothing. */
@@ -13,15 +13,16 @@ export type Ask<T> = (gateway: Gateway, options: CallOptions) => Promise<T>;
 export class Calls {
   readonly #gateways: readonly Gateway[];
   readonly #targets: Targets;
+  #isClosed = false;
 
   constructor(
-    reach: Reach,
+    gateways: readonly Gateway[],
     readonly timeoutMs: number | undefined,
     readonly patienceMs: number,
   ) {
-    if (reach.addresses.length === 0) throw new RangeError("a client needs the address of a gateway");
-    this.#gateways = reach.addresses.map((address) => new Gateway(address, reach));
-    this.#targets = new Targets(this.#gateways.length);
+    if (gateways.length === 0) throw new RangeError("a client needs the address of a gateway");
+    this.#gateways = gateways;
+    this.#targets = new Targets(gateways.length);
   }
 
   /** The attempts at a call that begins now. */
@@ -29,8 +30,9 @@ export class Calls {
     return new Tries(this.#targets, timeoutMs ?? this.timeoutMs, this.patienceMs);
   }
 
-  /** Where the next attempt goes. */
+  /** Where the next attempt goes. Throws HerdError once the client is closed. */
   next(tries: Tries): Gateway {
+    if (this.#isClosed) throw new HerdError("Cancelled", "the client is closed", Code.Canceled);
     return this.#gateways[tries.nextTarget()] as Gateway; // the targets are as many
   }
 
@@ -42,13 +44,19 @@ export class Calls {
       try {
         return await ask(gateway, { timeoutMs: tries.remainingMs() });
       } catch (error) {
-        await sleep(tries.failed(failure(error)));
+        await this.pause(tries, failure(error));
       }
     }
   }
 
+  /** Wait until the next attempt is due. Throws `error` if there is to be none; a closed client has nothing to wait for. */
+  async pause(tries: Tries, error: HerdError): Promise<void> {
+    if (!this.#isClosed) await sleep(tries.failed(error));
+  }
+
   /** End every connection, and what still runs over it. */
   close(): void {
+    this.#isClosed = true;
     for (const gateway of this.#gateways) gateway.close();
   }
 }

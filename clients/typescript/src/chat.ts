@@ -2,15 +2,12 @@
  * A conversation that lives in the service, and each of its turns as something to read.
  *
  * Each turn is one SendTurn call. A turn that broke is asked for again under its request_id, at any gateway, and
- * nothing is held open between turns; the bidirectional Chat only opens a conversation and ends it.
+ * nothing is held open between turns. So nothing needs the bidirectional Chat, which no browser could speak.
  */
 import { create } from "@bufbuild/protobuf";
 import type { CallOptions } from "@connectrpc/connect";
 
 import {
-  type ChatRequest,
-  ChatRequestSchema,
-  type ChatSetup,
   ChatSetupSchema,
   type SendTurnRequest,
   SendTurnRequestSchema,
@@ -22,7 +19,7 @@ import type { Calls } from "./calls.js";
 import { broken, HerdError } from "./errors.js";
 import type { Gateway } from "./gateway.js";
 import { type Part, Reading } from "./reading.js";
-import { type ChatKnobs, partsOf } from "./spec.js";
+import { type ChatKnobs, newRequestId, partsOf } from "./spec.js";
 import { Stream } from "./stream.js";
 
 const FAREWELL_TIMEOUT_MS = 3_000;
@@ -64,7 +61,8 @@ export class Chat implements AsyncDisposable {
       resumptionHandle: handle,
       ttlS,
     });
-    const ready = await calls.answer((gateway, options) => converse(gateway, options, [hello(setup)]), undefined);
+    const { ready } = await calls.answer((gateway, options) => gateway.chat.openSession({ setup }, options), undefined);
+    if (!ready) throw broken("the answer has no `ready`");
     return new Chat(calls, ready);
   }
 
@@ -89,7 +87,7 @@ export class Chat implements AsyncDisposable {
   }
 
   /** The next turn: iterate over the result for the answer's deltas. Leaving it early interrupts the turn. */
-  say(content: string, { requestId = crypto.randomUUID(), timeoutMs }: SayOptions = {}): Stream {
+  say(content: string, { requestId = newRequestId(), timeoutMs }: SayOptions = {}): Stream {
     const request = create(SendTurnRequestSchema, { sessionHandle: this.handle, userMessage: { content, requestId } });
     const reading = new TurnReading(request, this.#turn?.reading);
     // What the user has seen is what was read.
@@ -123,9 +121,8 @@ export class Chat implements AsyncDisposable {
   /** End the conversation for good; the service deletes what was said. */
   async end(): Promise<void> {
     await this.close();
-    const again = hello(create(ChatSetupSchema, { resumptionHandle: this.handle }));
-    const end = create(ChatRequestSchema, { message: { case: "end", value: {} } });
-    await this.#calls.answer((gateway, options) => converse(gateway, options, [again, end]), undefined);
+    const request = { sessionHandle: this.handle };
+    await this.#calls.answer((gateway, options) => gateway.chat.endSession(request, options), undefined);
   }
 }
 
@@ -170,30 +167,6 @@ function* partsOfTurn({ tokens, event }: SendTurnResponse): Generator<Part> {
   const { finished, usage, timings } = event.value;
   if (finished) yield { tokens: [], event: { case: "choiceFinished", value: finished } };
   yield { tokens: [], event: { case: "completed", value: create(CompletedSchema, { usage, timings }) } };
-}
-
-function hello(setup: ChatSetup): ChatRequest {
-  return create(ChatRequestSchema, { message: { case: "setup", value: setup } });
-}
-
-/** Say all of these, and read to the stream's end if there is more than the first; the answer to the first. */
-async function converse(gateway: Gateway, options: CallOptions, requests: ChatRequest[]): Promise<SessionReady> {
-  const call = new AbortController();
-  let ready: SessionReady | undefined;
-  try {
-    for await (const { event } of gateway.chat.chat(saying(requests), { ...options, signal: call.signal })) {
-      if (event.case === "ready") ready = event.value;
-      if (requests.length === 1) break;
-    }
-  } finally {
-    call.abort();
-  }
-  if (!ready) throw broken("the stream ended before its first response");
-  return ready;
-}
-
-async function* saying(requests: ChatRequest[]): AsyncIterable<ChatRequest> {
-  yield* requests;
 }
 
 /** A turn that could not be interrupted ends by its resume window. */

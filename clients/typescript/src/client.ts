@@ -1,4 +1,4 @@
-/** The client of a herd: its methods. */
+/** The client of a herd: its methods, wherever it runs. */
 import { create } from "@bufbuild/protobuf";
 
 import {
@@ -13,20 +13,20 @@ import type { Model } from "../gen/llamaherd/v1/model_pb.js";
 import { Calls } from "./calls.js";
 import { Chat, type ChatOptions } from "./chat.js";
 import { broken, HerdError } from "./errors.js";
-import type { Reach } from "./gateway.js";
+import { Gateway, type Link } from "./gateway.js";
 import { type Place, Reading } from "./reading.js";
-import { buildSpec, type Input, type Knobs } from "./spec.js";
+import { buildSpec, type Input, type Knobs, newRequestId } from "./spec.js";
 import { Stream } from "./stream.js";
 
 const FAREWELL_TIMEOUT_MS = 3_000;
 
-/** How a client behaves, beside whom it reaches. */
-export type ClientOptions = Omit<Reach, "addresses"> & {
+/** How long a client tries. */
+export interface Patience {
   /** The deadline of a call that gives none itself, over all its attempts; default: none. */
   readonly timeoutMs?: number;
   /** How long to go on trying while one attempt after the other fails and nothing new comes. */
   readonly patienceMs?: number;
-};
+}
 
 /** What any call can be told. */
 export interface CallKnobs {
@@ -41,15 +41,13 @@ export type StartKnobs = Knobs &
     readonly requestId?: string;
   };
 
-/** Reaches a herd by the addresses of its gateways. Every method throws HerdError. */
-export class Client implements Disposable {
+/** Reaches a herd over its links. Every method throws HerdError. */
+export abstract class HerdClient implements Disposable {
   readonly #calls: Calls;
 
-  /** @param addresses HOST:PORT of one gateway, or of several, any of which will do. */
-  constructor(addresses: string | readonly string[] = "127.0.0.1:50051", options: ClientOptions = {}) {
-    const { timeoutMs, patienceMs = 60_000, ...reach } = options;
-    const all = typeof addresses === "string" ? [addresses] : addresses;
-    this.#calls = new Calls({ ...reach, addresses: all }, timeoutMs, patienceMs);
+  protected constructor(links: readonly Link[], { timeoutMs, patienceMs = 60_000 }: Patience) {
+    const gateways = links.map((link) => new Gateway(link));
+    this.#calls = new Calls(gateways, timeoutMs, patienceMs);
   }
 
   /** Start a generation and stream it. */
@@ -140,6 +138,6 @@ export class Client implements Disposable {
 
 type Started = Pick<GenerateRequest, "spec" | "requestId">;
 
-function started(prompt: Input, { requestId = crypto.randomUUID(), timeoutMs: _, ...knobs }: StartKnobs): Started {
+function started(prompt: Input, { requestId = newRequestId(), timeoutMs: _, ...knobs }: StartKnobs): Started {
   return { spec: buildSpec(prompt, knobs), requestId };
 }

@@ -1,55 +1,44 @@
-/** How a client reaches its gateways: addresses, TLS, key, and the settings of each connection. */
-import { type Client as Stub, createClient, type Interceptor } from "@connectrpc/connect";
-import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
-import type { SecureClientSessionOptions } from "node:http2";
+/** One gateway as the client sees it, over whatever brings calls to it: HTTP/2 in Node, gRPC-Web in a browser. */
+import { type Client as Stub, createClient, type Interceptor, type Transport } from "@connectrpc/connect";
 
 import { ChatService } from "../gen/llamaherd/v1/chat_pb.js";
 import { GenerationService } from "../gen/llamaherd/v1/generation_pb.js";
 import { ModelService } from "../gen/llamaherd/v1/model_pb.js";
 
-// A gateway that is frozen still has its connection; only an unanswered ping tells, within the sum of these two.
-const PING_INTERVAL_MS = 5_000; // a gateway allows a ping every 4 s and ends the connection of who asks more often
-const PING_TIMEOUT_MS = 5_000;
-
-/** How to speak to the gateways. */
-export interface Reach {
-  /** HOST:PORT of each gateway of the herd. */
-  readonly addresses: readonly string[];
-  /** True trusts the system's authorities; or Node's own TLS options (`ca`, `cert`, `key`, `servername`). */
-  readonly tls?: boolean | SecureClientSessionOptions;
-  readonly apiKey?: string;
+/** Brings calls to one gateway, or to a proxy before several. It connects by its first call. */
+export interface Link {
+  readonly transport: Transport;
+  /** End what still runs over it. */
+  close(): void;
 }
 
-/** One gateway: its stubs, over one connection that is made by the first call. */
+/** A gateway's stubs. */
 export class Gateway {
   readonly generation: Stub<typeof GenerationService>;
   readonly chat: Stub<typeof ChatService>;
   readonly model: Stub<typeof ModelService>;
-  readonly #sessions: Http2SessionManager;
+  readonly #link: Link;
 
-  constructor(address: string, { tls = false, apiKey }: Reach) {
-    const baseUrl = `${tls ? "https" : "http"}://${address}`;
-    const pings = { pingIntervalMs: PING_INTERVAL_MS, pingTimeoutMs: PING_TIMEOUT_MS };
-    this.#sessions = new Http2SessionManager(baseUrl, pings, typeof tls === "object" ? tls : undefined);
-    const transport = createGrpcTransport({
-      baseUrl,
-      sessionManager: this.#sessions,
-      interceptors: apiKey === undefined ? [] : [withKey(apiKey)],
-    });
-    this.generation = createClient(GenerationService, transport);
-    this.chat = createClient(ChatService, transport);
-    this.model = createClient(ModelService, transport);
+  constructor(link: Link) {
+    this.#link = link;
+    this.generation = createClient(GenerationService, link.transport);
+    this.chat = createClient(ChatService, link.transport);
+    this.model = createClient(ModelService, link.transport);
   }
 
-  /** End the connection, and what still runs over it. */
+  /** End what still runs over it. */
   close(): void {
-    this.#sessions.abort();
+    this.#link.close();
   }
 }
 
-function withKey(apiKey: string): Interceptor {
-  return (next) => (request) => {
-    request.header.set("authorization", `Bearer ${apiKey}`);
-    return next(request);
-  };
+/** Gives each call the key, if there is one. */
+export function keyed(apiKey: string | undefined): Interceptor[] {
+  if (apiKey === undefined) return [];
+  return [
+    (next) => (request) => {
+      request.header.set("authorization", `Bearer ${apiKey}`);
+      return next(request);
+    },
+  ];
 }

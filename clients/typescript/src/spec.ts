@@ -59,6 +59,12 @@ export function partsOf(knobs: ChatKnobs): { sampling: Sampling; stopping: Stopp
   return { sampling: create(SamplingSchema, knobs), stopping: create(StoppingSchema, knobs) };
 }
 
+/** 128 random bits. Not `crypto.randomUUID`, which pages have only by https. */
+export function newRequestId(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 function inputOf(prompt: Input, { allowFormatTags = false }: Knobs): GenerationSpec["input"] {
   if (typeof prompt === "string") return { case: "prompt", value: prompt };
   if ("tokenIds" in prompt) return { case: "tokenIds", value: create(TokenIdsSchema, { ids: [...prompt.tokenIds] }) };

@@ -1,6 +1,5 @@
 /** A generation to iterate over: its deltas while it runs, and its facts at any time. */
 import type { CallOptions } from "@connectrpc/connect";
-import { setTimeout as sleep } from "node:timers/promises";
 
 import type { TurnFinished } from "../gen/llamaherd/v1/chat_pb.js";
 import type { Accepted, ChoiceFinished, Completed, Token } from "../gen/llamaherd/v1/common_pb.js";
@@ -112,7 +111,7 @@ export class Stream implements AsyncIterable<Delta> {
       }
       this.#reading.ended();
     } catch (error) {
-      if (this.#reading.goesOn) await sleep(tries.failed(this.#reading.failed(failure(error))));
+      if (this.#reading.goesOn) await this.#calls.pause(tries, this.#reading.failed(failure(error)));
     } finally {
       attempt.abort();
     }

@@ -1,0 +1,6 @@
+/** Waiting, wherever the client runs. */
+
+/** Resolves after so many milliseconds. */
+export function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
