@@ -1,23 +1,72 @@
-"""What the TypeScript client's folder says of itself: its README's conversation, its generated types."""
+"""The TypeScript client beside its scenarios: its README, its generated types, TLS, keys, gateways that are lost."""
 
 import re
+import signal
 import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.clients.python.gateway_processes import GatewayProcess, gateway_processes, reader_of
+from tests.clients.python.scripted_gateway import scripted
+from tests.conformance.runners import Observation, run_command
 from tests.herd_process import HerdProcess
+from tests.service.test_process import make_certificate
 
 pytestmark = pytest.mark.timeout(600)
 
+NUM_TOKENS = 240
+STORY = {"temperature": 20, "top_k": 1000, "seed": 12, "max_new_tokens": NUM_TOKENS, "ignore_eos": True}
+TELL: dict[str, Any] = {"at": ["0", "1", "2"], "prompt": "Once upon a time", "knobs": STORY}
+LOST_AFTER = 20
 
-def test_the_conversation_of_the_readme(typescript: Path, herd_up: HerdProcess) -> None:
-    """It is what is type-checked, and it talks to a real herd."""
-    shown = re.search(r"```typescript\n(.*?)```", (typescript / "README.md").read_text(), re.DOTALL)
-    assert shown is not None
-    _, _, program = (typescript / "conformance" / "conversation.ts").read_text().partition("\n")
-    assert program == shown[1]
 
+@dataclass(frozen=True, slots=True)
+class Secured:
+    """Gateways that speak TLS, and the program that runs scenarios against them."""
+
+    gateways: list[GatewayProcess]
+    command: tuple[str, ...]
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """By number."""
+        return {str(number): gateway.address for number, gateway in enumerate(self.gateways)}
+
+
+@pytest.fixture(scope="module")
+async def secured(
+    typescript: Path, herd_up: HerdProcess, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Secured]:
+    """Three, so that each test may lose one."""
+    folder = tmp_path_factory.mktemp("secured")
+    key, cert = make_certificate(folder)
+    command = ("node", str(typescript / "dist" / "conformance" / "runner.js"), str(cert))
+    async with gateway_processes(herd_up.redis_url, 3, folder, tls=(key, cert)) as gateways:
+        yield Secured(gateways, command)
+
+
+@pytest.fixture(scope="module")
+async def undisturbed(secured: Secured) -> Observation:
+    """The story when nothing happens."""
+    (seen,) = await run_command(secured.command, {"gateways": secured.addresses, "steps": [TELL | {"do": "complete"}]})
+    return seen
+
+
+@pytest.mark.parametrize(("number", "program"), [(0, "conversation.ts"), (1, "conversation.web.ts")])
+def test_the_conversations_of_the_readme(typescript: Path, number: int, program: str) -> None:
+    """They are what is type-checked, what is bundled, and what runs."""
+    shown = re.findall(r"```typescript\n(.*?)```", (typescript / "README.md").read_text(), re.DOTALL)
+    _, _, text = (typescript / "conformance" / program).read_text().partition("\n")
+
+    assert text == shown[number]
+
+
+def test_the_conversation_in_node(typescript: Path, herd_up: HerdProcess) -> None:
+    """It talks to a real herd."""
     command = ("node", str(typescript / "dist" / "conformance" / "conversation.js"), herd_up.address)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -27,6 +76,54 @@ def test_the_conversation_of_the_readme(typescript: Path, herd_up: HerdProcess) 
     assert "10" in first
     assert "10" in second
     assert turns == "2 turns"
+
+
+async def test_tls(secured: Secured) -> None:
+    """By a certificate of one's own; a client that does not know it is refused, and so is one that speaks no TLS."""
+    ask = {"do": "complete", "at": ["0"], "prompt": "[INST] Count to ten [/INST]", "patience_s": 0}
+    scenario = {"gateways": secured.addresses, "steps": [ask | {"knobs": {"temperature": 0}}]}
+
+    (seen,) = await run_command(secured.command, scenario)
+    (plain,) = await run_command(secured.command[:-1], scenario)
+
+    assert "9, 10" in seen["texts"][0]
+    assert plain["error"]["kind"] == "ConnectionBroken"
+
+
+async def test_the_key_goes_with_every_call(typescript: Path) -> None:
+    """With the stream, and with the one that goes on with it."""
+    command = ("node", str(typescript / "dist" / "conformance" / "runner.js"))
+    async with scripted("abcdef") as gateway:
+        scenario = {"gateways": {"it": gateway.address}, "api_key": "secret"}
+        steps = [{"do": "generate", "at": ["it"], "prompt": "x"}, {"do": "attach", "at": ["it"], "from_position": 3}]
+        first, rest = await run_command(command, scenario | {"steps": steps})
+
+    assert (first["texts"], rest["texts"]) == (["abcdef"], ["def"])
+    assert [metadata["authorization"] for metadata in gateway.metadata] == ["Bearer secret"] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+async def test_a_gateway_lost_in_mid_stream_is_not_seen(
+    secured: Secured, herd_up: HerdProcess, undisturbed: Observation, number: signal.Signals
+) -> None:
+    """Frozen, so that only its answers to pings stop; killed. The same tokens as undisturbed, each once."""
+    lost: list[GatewayProcess] = []
+
+    async def lose(generation_id: str) -> None:
+        lost.append(await reader_of(herd_up.redis_url, generation_id, secured.gateways))
+        lost[0].send(number)
+
+    scenario = {"gateways": secured.addresses, "steps": [TELL | {"do": "generate", "tell_after": LOST_AFTER}]}
+    try:
+        (seen,) = await run_command(secured.command, scenario, heard=lose)
+    finally:
+        for gateway in lost:
+            gateway.send(signal.SIGCONT)
+
+    assert lost
+    assert "error" not in seen
+    assert seen["positions"] == list(range(NUM_TOKENS))
+    assert all(seen[part] == undisturbed[part] for part in ("texts", "ids", "reasons"))
 
 
 def test_the_types_are_what_the_protos_generate(typescript: Path, tmp_path: Path) -> None:
