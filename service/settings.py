@@ -40,7 +40,9 @@ class GatewaySettings(BaseSettings):
     max_gateway_waiting_tokens: int = Field(
         default=1 << 23, ge=1, description="tokens of their prompts and outputs that may wait at this process"
     )
-    max_streams: int = Field(default=4096, ge=1, description="generations this process may have readers of")
+    max_streams: int = Field(
+        default=4096, ge=1, description="generations this process may have readers of, and open chat streams"
+    )
     max_log_bytes: int = Field(
         default=16 << 20,
         ge=1 << 16,
