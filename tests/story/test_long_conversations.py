@@ -18,10 +18,11 @@ NUM_NEW = 16
 LONG = "Tell me of the llamas of the high plains, of the wool and of the weavers, and of the long way down. " * 3
 
 
-def herd_chat(herd: HerdProcess, handle: str, line: str) -> "subprocess.CompletedProcess[str]":
-    """`herd chat` goes on with a conversation by one line of standard input."""
+def herd_chat(herd: HerdProcess, handle: str) -> "subprocess.Popen[str]":
+    """`herd chat` goes on with a conversation, by the lines of its standard input."""
     command = [sys.executable, "-m", "herd", "chat", "--address", herd.address, "--handle", handle]
-    return subprocess.run(command, cwd=ROOT, input=f"{line}\n", capture_output=True, text=True, timeout=120)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_a_conversation_outgrows_the_context(herd_up: HerdProcess) -> None:
@@ -48,9 +49,10 @@ def test_a_conversation_outgrows_the_context(herd_up: HerdProcess) -> None:
         assert dropped[-1] > 0
         assert client.count_tokens([first, *said, user(LONG)]) > CONTEXT
 
-        done = herd_chat(herd_up, chat.handle, LONG)
-        assert done.returncode == 0, done.stderr
-        told = re.search(r"left out: the (\d+) oldest turns", done.stderr)
+        terminal = herd_chat(herd_up, chat.handle)
+        _, shown = terminal.communicate(f"{LONG}\n", timeout=120)
+        assert terminal.returncode == 0, shown
+        told = re.search(r"left out: the (\d+) oldest turns", shown)
         assert told is not None
         assert int(told[1]) >= dropped[-1]
 
@@ -77,6 +79,11 @@ def test_a_conversation_that_nobody_went_on_with_is_gone(herd_up: HerdProcess) -
         Client(herd_up.address) as client,
         client.chat(temperature=0.0) as chat,
     ):
+        terminal = herd_chat(herd_up, chat.handle)
+        assert terminal.stdin is not None
+        assert terminal.stdout is not None
+        print("Count to ten", file=terminal.stdin, flush=True)
+        assert "10" in terminal.stdout.readline()
         key = keys.chat(chat.session_id)
         left_ms = server.pttl(key)
         assert isinstance(left_ms, int)
@@ -92,7 +99,6 @@ def test_a_conversation_that_nobody_went_on_with_is_gone(herd_up: HerdProcess) -
         with pytest.raises(UnknownSession):
             client.chat(handle=chat.handle).open()
 
-        done = herd_chat(herd_up, chat.handle, "Are you there?")
-        assert done.returncode == 1
-        assert done.stdout == ""
-        assert "NOT_FOUND: no session belongs to this handle; it has ended, or expired" in done.stderr
+        answers, shown = terminal.communicate("Are you there?\nCount to ten\n", timeout=120)
+        assert (terminal.returncode, answers) == (1, "")
+        assert shown.count("NOT_FOUND: no session belongs to this handle; it has ended, or expired") == 1
