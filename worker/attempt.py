@@ -35,7 +35,7 @@ class Attempt:
 
     Attributes:
         pieces: the texts of tokens.
-        taken_s: monotonic time of the take's reply; `started_s`, `prefilled_s` and `last_token_s` are engine times.
+        taken_s: monotonic time at which it was taken; `started_s`, `prefilled_s` and `last_token_s` are engine times.
         num_at_start: tokens of earlier attempts.
         end: set by the engine's last event; the row that carries it closes the log.
         finishes: the end of each choice that has ended, by choice.

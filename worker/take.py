@@ -52,9 +52,9 @@ class Taker:
         num_nudges = self._holdings.num_nudges
         lease = new_lease()  # the same for every repetition: a take whose reply was lost is known again
         try:
-            taken = await until_answered(lambda: self._broker.take(entry, worker_id=self._worker_id, lease=lease))
+            taken, asked_s = await until_answered(lambda: self._ask(entry, lease))
             if isinstance(taken, Taken):
-                await self._begin(taken)
+                await self._begin(taken, asked_s)
                 if self._holdings.num_nudges != num_nudges:  # it may have been for this one, which was not held yet
                     await until_answered(lambda: check_leases(self._broker, self._holdings, self._publisher))
             elif taken is NotTaken.POISON:
@@ -70,9 +70,14 @@ class Taker:
         """Let another worker have the entry, without a charge. `lease` is None for one that was never taken."""
         await until_answered(lambda: self._broker.release(entry, worker_id=self._worker_id, lease=lease))
 
-    async def _begin(self, taken: Taken) -> None:
+    async def _ask(self, entry: Delivered, lease: str) -> tuple[Taken | NotTaken, float]:
+        """The broker's answer, and when it was asked: the answer's own time is a little later, however long it took."""
+        asked_s = time.monotonic()
+        return await self._broker.take(entry, worker_id=self._worker_id, lease=lease), asked_s
+
+    async def _begin(self, taken: Taken, taken_s: float) -> None:
         """Continue where the log ends."""
-        attempt = Attempt(taken, self._pieces, taken_s=time.monotonic())
+        attempt = Attempt(taken, self._pieces, taken_s=taken_s)
         if taken.num_tokens > 0:
             attempt.resume(await until_answered(lambda: self._read_tokens(attempt.generation_id)))
         if len(attempt.tokens) != taken.num_tokens or attempt.chains[-1] != taken.chain:

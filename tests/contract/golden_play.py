@@ -122,6 +122,7 @@ async def play(rig: Rig) -> dict[str, Any]:
     recorded["ending_failed"] = (await rig.client.xrange(keys.log(FAILED)))[-1]
     inbox = await rig.client.xrange(keys.inbox(GATEWAY))
     recorded["inbox_rows"] = [row for _, fields in inbox for row in fields.items()]
+    recorded["record_cancelled"] = await play_cancel(rig)
     await play_poison(rig)
     recorded["dead"] = (await rig.client.xrange(keys.DEAD))[0]
     await rig.broker.check_server()
@@ -136,6 +137,17 @@ async def fail(rig: Rig) -> None:
     [entry] = await rig.deliver()
     await rig.broker.take(entry, worker_id=WORKER, lease=LEASE)
     await rig.step(StepRow(FAILED, LEASE, 0, 0, 0, 0, b"", end=EndReason.FAILED, error=ERROR))
+
+
+async def play_cancel(rig: Rig) -> dict[bytes, bytes]:
+    """A generation whose owner has yet to hear that it was cancelled."""
+    generation_id = "0." + "1" * 32
+    await rig.submit(generation_id)
+    [entry] = await rig.deliver()
+    await rig.broker.take(entry, worker_id=WORKER, lease=LEASE)
+    await rig.broker.cancel(generation_id, caller=CALLER)
+    found: dict[bytes, bytes] = await rig.client.hgetall(keys.record(generation_id))
+    return found
 
 
 async def play_poison(rig: Rig) -> None:

@@ -176,6 +176,18 @@ def test_the_recorded_record_is_read() -> None:
     assert (standing.state, standing.num_tokens) == (State.FINISHED, 3)
 
 
+def test_the_recorded_cancel_is_read() -> None:
+    """Since when it is wanted; before, it was told without a time."""
+    names = (b"state", b"T", b"chain", b"attempt", b"deadline", b"cancel")
+    cancelled = load("record_cancelled")
+    for found, since_ms in ((cancelled, TIME_MS), (cancelled | {b"cancel": b"1"}, 1), (load("record_running"), 0)):
+        standing = parse_standing([found[name] for name in names])
+        assert standing is not None
+        assert standing.cancel_ms == since_ms
+        assert standing.is_overdue(TIME_MS + 2001, 2000)
+        assert standing.is_overdue(TIME_MS + 2000, 2000) is (since_ms == 1)
+
+
 @pytest.mark.parametrize(
     ("entry_id", "fields"),
     [

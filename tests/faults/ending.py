@@ -15,6 +15,7 @@ import redis.asyncio
 
 from contract import keys
 from contract.broker import GRACE_MS, Broker, Delivered, NotTaken, Taken, new_lease
+from contract.connection import Client
 from contract.messages import EndReason
 from llamaherd.v1 import common_pb2, generation_pb2
 from tests.redis_server import start_valkey
@@ -122,18 +123,29 @@ class EndingHerd:
 
 
 class HoldingBroker(Broker):
-    """Holds the take of one generation: before it reaches Redis, or its answer before that reaches the worker."""
+    """Holds the take of one generation: before it reaches Redis, or its answer before that reaches the worker.
 
-    generation_id = ""
-    holds_answer = False
+    Attributes:
+        left_ms: the time that every job has left when it is taken; None is its own.
+        held: set while it is held, until `go_on` is set.
+    """
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client)
+        self.left_ms: int | None = None
+        self.held, self.go_on = asyncio.Event(), asyncio.Event()
+        self._generation_id = ""
+        self._holds_answer = False
 
     async def take(self, entry: Delivered, *, worker_id: str, lease: str) -> Taken | NotTaken:
         """As the broker, when it may."""
-        is_held = entry.generation_id == self.generation_id
-        if is_held and not self.holds_answer:
+        is_held = entry.generation_id == self._generation_id
+        if is_held and not self._holds_answer:
             await self._hold()
         taken = await super().take(entry, worker_id=worker_id, lease=lease)
-        if is_held and self.holds_answer:
+        if isinstance(taken, Taken) and self.left_ms is not None:
+            taken = replace(taken, deadline_ms=taken.now_ms + self.left_ms)
+        if is_held and self._holds_answer:
             await self._hold()
         return taken
 
@@ -143,8 +155,7 @@ class HoldingBroker(Broker):
 
     def prepare(self, generation_id: str, *, holds_answer: bool) -> None:
         """Hold this one's."""
-        self.generation_id, self.holds_answer = generation_id, holds_answer
-        self.held, self.go_on = asyncio.Event(), asyncio.Event()
+        self._generation_id, self._holds_answer = generation_id, holds_answer
 
 
 class DeafBroker(Broker):
@@ -153,15 +164,6 @@ class DeafBroker(Broker):
     def listen(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """To a channel on which nobody speaks."""
         return super().listen("silence")
-
-
-class HurriedBroker(Broker):
-    """Every job that it takes has a fifth of a second left for the engine."""
-
-    async def take(self, entry: Delivered, *, worker_id: str, lease: str) -> Taken | NotTaken:
-        """As the broker."""
-        taken = await super().take(entry, worker_id=worker_id, lease=lease)
-        return replace(taken, deadline_ms=taken.now_ms + 200) if isinstance(taken, Taken) else taken
 
 
 @asynccontextmanager

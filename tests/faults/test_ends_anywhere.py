@@ -16,7 +16,8 @@ import pytest
 from contract.broker import GRACE_MS, Broker
 from contract.messages import EndReason
 from llamaherd.v1 import common_pb2
-from tests.faults.ending import Asked, DeafBroker, EndingHerd, HoldingBroker, HurriedBroker, Way, ending_herd
+from service import relay
+from tests.faults.ending import Asked, DeafBroker, EndingHerd, HoldingBroker, Way, ending_herd
 from tests.service.gateways import read_rest
 from tests.until import until
 from tests.worker.engine_double import EngineDouble, Gate, expected_ids
@@ -80,13 +81,17 @@ async def assert_not_run(herd: EndingHerd, worker: LocalWorker, asked: Asked, at
 
 
 @pytest.mark.parametrize("way", list(Way))
-async def test_queued(herd: EndingHerd, way: Way) -> None:
-    """No worker is needed for the end; one that comes later does not begin."""
+@pytest.mark.parametrize("was_run", [False, True], ids=["new", "free"])
+async def test_queued(herd: EndingHerd, way: Way, was_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker is needed for the end, be it that one has had it before; one that comes later does not begin."""
+    monkeypatch.setattr(relay, "SILENT_S", 0.1)  # after which the gateway looks
     asked = await herd.ask()
+    if was_run:
+        await herd.lose_owner()
     await herd.end(asked, way, since_ms=GRACE_MS + 1)
     await herd.assert_told(asked, way)
     async with local_worker(herd.broker) as worker:
-        await assert_not_run(herd, worker, asked, attempts=[])
+        await assert_not_run(herd, worker, asked, attempts=[1] if was_run else [])
 
 
 @pytest.mark.parametrize("way", list(Way))
@@ -168,24 +173,23 @@ async def test_running_and_the_nudge_is_lost(herd: EndingHerd, reached: Callable
     await broker.close()
 
 
-async def test_running_out_of_time(herd: EndingHerd) -> None:
-    """The engine ends it by its own clock, with what there is: OK and TIME_LIMIT."""
-    broker = HurriedBroker.connect(herd.redis_url)
-    asked, gate = await herd.ask(), Gate(3)
-    async with local_worker(broker, EngineDouble(gate)) as worker:
-        await until(lambda: worker.engine.num_steps == 3)
-
-        def is_over() -> bool:
-            deadline_s = worker.engine.next_deadline_s
-            return deadline_s is None or time.monotonic() > deadline_s
-
-        await until(is_over)
+@pytest.mark.parametrize("is_on_its_way", [False, True], ids=["running", "taken"])
+async def test_out_of_time(herd: EndingHerd, holding: HoldingBroker, is_on_its_way: bool) -> None:
+    """The engine ends it by its own clock, with what there is, however long the lease was on its way: TIME_LIMIT."""
+    asked, gate = await herd.ask(), Gate(0 if is_on_its_way else 3)
+    holding.left_ms = 200
+    if is_on_its_way:
+        holding.prepare(asked.generation_id, holds_answer=True)
+    async with local_worker(holding, EngineDouble(gate)) as worker:
+        await until(lambda: holding.held.is_set() if is_on_its_way else worker.engine.num_steps > 0)
+        over_s = time.monotonic() + 0.2  # it was taken before
+        await until(lambda: time.monotonic() > over_s)
+        holding.go_on.set()
         gate.allow(2)
         received = await read_rest(asked.call, asked.received)
-        assert worker.engine.num_steps <= 5
+        assert worker.engine.num_steps <= (2 if is_on_its_way else 5)
     assert received.only("choice_finished").choice_finished.reason == common_pb2.FINISH_REASON_TIME_LIMIT
-    assert received.num_tokens <= 3
-    await broker.close()
+    assert received.num_tokens <= (0 if is_on_its_way else 3)
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
