@@ -124,7 +124,7 @@ RPC_DURATION = Metric(
 REQUEST_DURATION = Metric(
     "gen_ai.server.request.duration",
     *(Kind.HISTOGRAM, "s", _GATEWAY, (*_GEN_AI, ATTR_ERROR_TYPE)),
-    "an RPC that generates, to its last token",
+    "an RPC or a turn that generates, to its last token",
     _DOUBLINGS,
 )
 TIME_TO_FIRST_TOKEN = Metric(
