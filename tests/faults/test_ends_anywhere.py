@@ -202,7 +202,7 @@ async def test_abandoned(herd: EndingHerd, tmp_path: Path, blow: signal.Signals)
             await until(lambda: has_tokens(herd.broker, each.generation_id, 1))  # noqa: B023  awaited at once
         beat = await beat_of(herd.broker, owner.pid)
         assert beat is not None
-        pids = (owner.pid, int(beat.fields["pid"]))
+        owner_id, pids = beat.worker_id, (owner.pid, int(beat.fields["pid"]))
         for pid in pids:
             os.kill(pid, blow)
         for way, each in asked.items():
@@ -212,7 +212,7 @@ async def test_abandoned(herd: EndingHerd, tmp_path: Path, blow: signal.Signals)
             await herd.assert_told(asked[way], way)
         so_far = {way: await read(herd.broker, each.generation_id) for way, each in asked.items()}
         async with local_worker(herd.broker) as worker:
-            await until(lambda: is_reaped(herd.broker, owner.pid))
+            await until(lambda: is_reaped(herd.broker, owner_id))
             left = await finished(herd.broker, asked[Way.LEAVE].generation_id)
             assert left.ending is not None
             assert left.ending.reason is EndReason.CANCELLED
@@ -228,10 +228,10 @@ async def test_abandoned(herd: EndingHerd, tmp_path: Path, blow: signal.Signals)
             assert (logged.ids, logged.attempts) == (so_far[way].ids, [1])
 
 
-async def is_reaped(broker: Broker, pid: int) -> bool:
+async def is_reaped(broker: Broker, worker_id: str) -> bool:
     """Do as the worker that comes does with one that is dead; its last beat may have been on its way."""
-    beat = await beat_of(broker, pid)
-    return beat is None or await broker.reap(beat.worker_id, beat.beat, MODEL) is not None
+    beats = {each.worker_id: each.beat for each in await broker.pool()}
+    return await broker.reap(worker_id, beats.get(worker_id, ""), MODEL) is not None
 
 
 async def holds_nothing(broker: Broker, pid: int) -> bool:

@@ -66,6 +66,7 @@ async def fall_asleep(gateway: GatewayProcess, raw: "redis.asyncio.Redis") -> No
     """Frozen for so long that its inbox, and its heartbeat, have expired."""
     gateway.send(signal.SIGSTOP)
     await until(lambda: is_stopped(gateway.pid))
+    await raw.ping()  # Redis has carried out what the gateway had sent: a last beat would make the inbox anew
     await raw.delete(keys.inbox(gateway.gateway_id), keys.gateway(gateway.gateway_id))
 
 

@@ -501,7 +501,7 @@ export const CancelGenerationRequestSchema: GenMessage<CancelGenerationRequest> 
  */
 export type CancelGenerationResponse = Message<"llamaherd.v1.CancelGenerationResponse"> & {
   /**
-   * The state now: FINISHED, or RUNNING while the cancel is on its way to the worker.
+   * The state now: FINISHED, or RUNNING while the cancel is on its way to the worker. Asked again after 2 s, it is FINISHED.
    *
    * @generated from field: llamaherd.v1.GenerationState state = 1;
    */
