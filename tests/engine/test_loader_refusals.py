@@ -183,14 +183,14 @@ def test_blocks_that_do_not_divide_a_tile_are_refused() -> None:
 def test_loading_imports_no_more_than_it_needs(
     half_folder: Path, quantization: Quantization, loads_bitsandbytes: bool
 ) -> None:
-    """Never transformers; bitsandbytes, which takes seconds to import, only to quantize."""
+    """Never transformers nor torch's compiler; bitsandbytes only to quantize."""
     program = (
         "import sys, pathlib, torch\n"
         "from worker.engine.config import Quantization\n"
         "from worker.engine.loader import load_model\n"
         f"load_model(pathlib.Path({str(half_folder)!r}), Quantization({quantization.value!r}),"
         " torch.device('cpu'), kv_blocks=4)\n"
-        "print([name for name in ('transformers', 'bitsandbytes') if name in sys.modules])\n"
+        "print([name for name in ('transformers', 'torch._dynamo', 'bitsandbytes') if name in sys.modules])\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worker.engine.bnb import import_bitsandbytes
 from worker.engine.weights import NF4_CODES, DenseWeight, Int8Weight, LinearWeight, Nf4Weight
 
 # Rows of one product on the CPU. Fewer make one stream faster, more make long prompts faster: on one core, hidden
@@ -107,13 +108,9 @@ class Nf4Linear:
     """GPU, NF4 weights and float16 activations: bitsandbytes' own operator on the stored bytes."""
 
     def __init__(self, weight: Nf4Weight) -> None:
-        # Imported here: it takes seconds, and on the CPU a saved checkpoint runs without it.
-        import bitsandbytes
-        from bitsandbytes.functional import QuantState
-
-        self._multiply = bitsandbytes.matmul_4bit
+        self._multiply = import_bitsandbytes().matmul_4bit
         self._packed = weight.packed[:, None]
-        self._state = QuantState(
+        self._state = import_bitsandbytes("bitsandbytes.functional").QuantState(
             absmax=weight.flat_absmax(),
             shape=torch.Size(weight.shape),
             code=torch.tensor(NF4_CODES, device=weight.packed.device),

@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.engine.bnb import import_bitsandbytes
 from worker.engine.checkpoint import BrokenCheckpoint, Checkpoint
 from worker.engine.config import LlamaConfig, Quantization, UnsupportedModel
 from worker.engine.hopper_model import HopperModel
@@ -306,17 +307,15 @@ class FolderSource:
 
 def quantize_int8(dense: Tensor) -> Int8Weight:
     """LLM.int8 bytes of a [N, K] weight, as transformers makes them: from float16, whatever dtype it had."""
-    from bitsandbytes.functional import int8_vectorwise_quant  # takes seconds to import
-
-    codes, row_absmax, _ = int8_vectorwise_quant(dense.to(torch.float16).contiguous())
+    functional = import_bitsandbytes("bitsandbytes.functional")
+    codes, row_absmax, _ = functional.int8_vectorwise_quant(dense.to(torch.float16).contiguous())
     return Int8Weight(codes, row_absmax)
 
 
 def quantize_nf4(dense: Tensor, *, double: bool) -> Nf4Weight:
     """NF4 bytes of a [N, K] weight, as transformers makes them by default; `double` quantizes the absmax values too."""
-    from bitsandbytes.functional import quantize_4bit  # takes seconds to import
-
-    packed, state = quantize_4bit(
+    functional = import_bitsandbytes("bitsandbytes.functional")
+    packed, state = functional.quantize_4bit(
         dense.contiguous(), blocksize=NF4_BLOCK_SIZE, compress_statistics=double, quant_type="nf4"
     )
     absmax: Tensor | NestedAbsmax = state.absmax
