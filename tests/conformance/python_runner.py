@@ -70,6 +70,8 @@ class Runner:
                 self._chat = client.chat(handle=self._opened.handle)
                 self._chat.open()
                 seen["num_turns"] = self._chat.num_turns
+            case "end":
+                self._opened.end()
             case "say":
                 self._read(self._opened.send(prompt, timeout_s=timeout_s), step, seen, self._opened.interrupt)
 

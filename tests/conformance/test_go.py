@@ -1,14 +1,22 @@
-"""What the Go client's folder says of itself: its README's conversation, its own tests."""
+"""The Go client beside its scenarios: its README, its own tests, a gateway that is lost."""
 
 import re
+import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.herd_process import HerdProcess
+from tests.clients.python.gateway_processes import GatewayProcess, gateway_processes, reader_of
+from tests.conformance.runners import run_command
+from tests.herd_process import ROOT, HerdProcess
 
-FOLDER = Path(__file__).parents[2] / "clients" / "go"
+FOLDER = ROOT / "clients" / "go"
+NUM_TOKENS = 240
+STORY = {"temperature": 20, "top_k": 1000, "seed": 12, "max_new_tokens": NUM_TOKENS, "ignore_eos": True}
+TELL: dict[str, Any] = {"at": ["0", "1"], "prompt": "Once upon a time", "knobs": STORY}
+LOST_AFTER = 20
 
 # The first test of a session builds the Go client.
 pytestmark = pytest.mark.timeout(600)
@@ -37,3 +45,25 @@ def test_its_own_tests(go_programs: Path) -> None:
     done = subprocess.run((str(go_programs / "llamaherd.test"),), capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_a_gateway_killed_in_mid_stream_is_not_seen(
+    go_programs: Path, herd_up: HerdProcess, tmp_path: Path
+) -> None:
+    """The same tokens as undisturbed, each once."""
+    command = (str(go_programs / "conformance"),)
+    lost: list[GatewayProcess] = []
+    async with gateway_processes(herd_up.redis_url, 2, tmp_path) as gateways:
+
+        async def lose(generation_id: str) -> None:
+            lost.append(await reader_of(herd_up.redis_url, generation_id, gateways))
+            lost[0].send(signal.SIGKILL)
+
+        steps = [TELL | {"do": "complete"}, TELL | {"do": "generate", "tell_after": LOST_AFTER}]
+        addresses = {str(number): gateway.address for number, gateway in enumerate(gateways)}
+        undisturbed, seen = await run_command(command, {"gateways": addresses, "steps": steps}, heard=lose)
+
+    assert lost
+    assert "error" not in seen
+    assert seen["positions"] == list(range(NUM_TOKENS))
+    assert all(seen[part] == undisturbed[part] for part in ("texts", "ids", "reasons"))

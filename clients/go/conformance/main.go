@@ -31,6 +31,7 @@ type step struct {
 	Knobs        map[string]json.RawMessage `json:"knobs"`
 	CancelAfter  *int                       `json:"cancel_after"` // tokens, then Cancel by another call
 	LeaveAfter   *int                       `json:"leave_after"`  // tokens, then Close
+	TellAfter    *int                       `json:"tell_after"`   // tokens, then the generation's id goes to standard error
 	FromPosition uint32                     `json:"from_position"`
 }
 
@@ -117,6 +118,8 @@ func (r *runner) act(ctx context.Context, client *llamaherd.Client, step step, s
 			seen.setNumTurns(r.chat.NumTurns())
 		}
 		return err
+	case "end":
+		return r.chat.End(ctx)
 	case "say":
 		return r.read(r.chat.Say(ctx, step.Prompt), step, seen, func() error {
 			_, err := r.chat.Interrupt(ctx)
@@ -131,7 +134,7 @@ func (r *runner) act(ctx context.Context, client *llamaherd.Client, step step, s
 func (r *runner) read(stream *llamaherd.Stream, step step, seen *observation, stop func() error) error {
 	defer stream.Close()
 	r.chains = nil
-	isStopped := false
+	isStopped, isTold := false, false
 	for stream.Next() {
 		delta := stream.Delta()
 		seen.add(delta.Choice, delta.Text, delta.Tokens)
@@ -140,6 +143,10 @@ func (r *runner) read(stream *llamaherd.Stream, step step, seen *observation, st
 			r.chains = append(r.chains, token.GetChain())
 		}
 		r.generationID = stream.GenerationID()
+		if len(seen.Positions) >= orNever(step.TellAfter) && !isTold {
+			isTold = true
+			fmt.Fprintln(os.Stderr, r.generationID)
+		}
 		if len(seen.Positions) >= orNever(step.LeaveAfter) {
 			break
 		}

@@ -2,9 +2,7 @@ package llamaherd
 
 import (
 	"context"
-	"io"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	v1 "llamaherd.dev/llamaherd/v1"
@@ -13,7 +11,7 @@ import (
 // Chat is an open conversation that lives in the service, for one goroutine, but for Interrupt.
 //
 // Each turn is one SendTurn call. A turn that broke is asked for again under its request_id, at any gateway, and nothing
-// is held open between turns; the bidirectional Chat only opens a conversation and ends it.
+// is held open between turns.
 type Chat struct {
 	calls *calls
 	ready *v1.SessionReady
@@ -26,11 +24,16 @@ func (c *Client) Chat(ctx context.Context, setup *v1.ChatSetup) (*Chat, error) {
 	if setup == nil {
 		setup = &v1.ChatSetup{}
 	}
-	ready, err := answer(ctx, c.calls, converse(hello(setup)))
-	if err != nil {
+	request := &v1.OpenSessionRequest{Setup: setup}
+	response, err := answer(ctx, c.calls, unary(chatStub, v1.ChatServiceClient.OpenSession, request))
+	switch {
+	case err != nil:
 		return nil, err
+	case response.GetReady() == nil:
+		return nil, broken("the answer has no `ready`")
+	default:
+		return &Chat{calls: c.calls, ready: response.GetReady()}, nil
 	}
-	return &Chat{calls: c.calls, ready: ready}, nil
 }
 
 // Handle goes on with the conversation at any gateway and from any program, until it expires. Keep it like a key.
@@ -85,8 +88,8 @@ func (c *Chat) Close() error {
 // End ends the conversation for good; the service deletes what was said.
 func (c *Chat) End(ctx context.Context) error {
 	_ = c.Close() // the turn ends with the conversation
-	end := &v1.ChatRequest{Message: &v1.ChatRequest_End{End: &v1.EndSession{}}}
-	_, err := answer(ctx, c.calls, converse(hello(&v1.ChatSetup{ResumptionHandle: c.Handle()}), end))
+	request := &v1.EndSessionRequest{SessionHandle: c.Handle()}
+	_, err := answer(ctx, c.calls, unary(chatStub, v1.ChatServiceClient.EndSession, request))
 	return err
 }
 
@@ -155,43 +158,4 @@ func (r turnResponse) GetCompleted() *v1.Completed {
 		return nil
 	}
 	return &v1.Completed{Usage: end.GetUsage(), Timings: end.GetTimings()}
-}
-
-func hello(setup *v1.ChatSetup) *v1.ChatRequest {
-	return &v1.ChatRequest{Message: &v1.ChatRequest_Setup{Setup: setup}}
-}
-
-// converse says all of these, and reads to the stream's end if there is more than the first; the answer is that to the
-// first.
-func converse(requests ...*v1.ChatRequest) ask[*v1.SessionReady] {
-	return func(ctx context.Context, at *gateway, options ...grpc.CallOption) (*v1.SessionReady, error) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		rpc, err := at.chat.Chat(ctx, options...)
-		if err != nil {
-			return nil, err
-		}
-		for _, request := range requests {
-			if err := rpc.Send(request); err != nil {
-				break // Recv tells why
-			}
-		}
-		var ready *v1.SessionReady
-		for {
-			said, err := rpc.Recv()
-			switch {
-			case err == io.EOF && ready == nil:
-				return nil, broken("the stream ended before its first response")
-			case err == io.EOF:
-				return ready, nil
-			case err != nil:
-				return nil, err
-			case said.GetReady() != nil:
-				ready = said.GetReady()
-			}
-			if len(requests) == 1 && ready != nil {
-				return ready, nil
-			}
-		}
-	}
 }

@@ -12,7 +12,7 @@ import {
 } from "../src/api.js";
 
 interface Step {
-  readonly do: "generate" | "complete" | "attach" | "open" | "say" | "resume";
+  readonly do: "generate" | "complete" | "attach" | "open" | "say" | "resume" | "end";
   readonly at?: readonly string[];
   readonly patience_s?: number;
   readonly timeout_s?: number;
@@ -118,6 +118,8 @@ class Runner {
         this.#chat = await client.chat({ handle: this.#opened.handle });
         seen.num_turns = this.#chat.numTurns;
         return;
+      case "end":
+        return this.#opened.end();
       case "say":
         return this.#read(this.#opened.say(prompt), step, seen, () => this.#opened.interrupt());
     }
