@@ -185,7 +185,9 @@ class Broker:
             return []
         async with answered(), self._client.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
-                pipe.hmget(keys.record(generation_id), "state", "T", "chain", "attempt", "deadline", "cancel")
+                pipe.hmget(
+                    keys.record(generation_id), "state", "T", "chain", "attempt", "deadline", "cancel", "readers"
+                )
             answers = await pipe.execute()
         return [parse_standing(answer) for answer in answers]
 

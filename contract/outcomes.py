@@ -140,6 +140,7 @@ class Standing:
     attempt: int
     deadline_ms: int
     cancel_ms: int
+    readers: frozenset[str]  # the gateways that get rows
 
     def is_overdue(self, now_ms: int, grace_ms: int) -> bool:
         """Whether anybody may close it by now."""

@@ -63,10 +63,11 @@ def parse_row_reply(answer: Sequence[Any]) -> RowReply:
 
 
 def parse_standing(answer: Sequence[bytes | None]) -> Standing | None:
-    """HMGET state T chain attempt deadline cancel."""
-    state, num_tokens, chain, attempt, deadline_ms, cancel_ms = answer
+    """HMGET state T chain attempt deadline cancel readers."""
+    state, num_tokens, chain, attempt, deadline_ms, cancel_ms, readers = answer
     if state is None or num_tokens is None or chain is None or attempt is None:
         return None
     return Standing(
-        State(state.decode()), int(num_tokens), int(chain), int(attempt), int(deadline_ms or 0), int(cancel_ms or 0)
+        *(State(state.decode()), int(num_tokens), int(chain), int(attempt), int(deadline_ms or 0), int(cancel_ms or 0)),
+        readers=frozenset((readers or b"").decode().split(",")),
     )

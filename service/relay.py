@@ -157,6 +157,8 @@ class Relay:
         for stream, standing in zip(silent, standings, strict=True):
             stream.last_news_s = now_s
             stream.compare(standing)
+            if standing is not None and self.gateway_id not in standing.readers:
+                stream.gets_rows = False
         for stream, standing in zip(silent, standings, strict=True):
             if standing is not None and standing.is_overdue(now_ms, GRACE_MS):
                 await self._broker.expire(stream.generation_id)
@@ -164,13 +166,21 @@ class Relay:
                 await self._seek_place(stream)
 
     async def _seek_place(self, stream: TokenStream) -> None:
-        """Four gateways got the rows; perhaps one of them has left or died."""
+        """Four gateways got the rows, and perhaps one of them has left or died; or the record has forgotten this one.
+
+        It has with the tail of an append-only file, or if four others were alive while our inbox had expired. A
+        generation whose record names no reader is cancelled, whoever reads it.
+        """
         try:
             record = await self._broker.attach(stream.generation_id, caller=stream.caller, gateway_id=self.gateway_id)
         except UnknownGeneration:
             return  # the next round finds it gone
+        finally:
+            if not self.is_read(stream.generation_id) and stream.submission is not None:
+                self.leaver.put_nowait(stream.generation_id, stream.caller, stream.submission)  # it ended meanwhile
         stream.gets_rows = record.gets_rows
-        stream.request_fill()
+        if record.gets_rows:
+            stream.request_fill()  # for what came since the comparison
 
     def _refill_all(self, why: str) -> None:
         if self._streams:

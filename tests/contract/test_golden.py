@@ -169,11 +169,11 @@ def test_the_recorded_record_is_read() -> None:
         GATEWAY.encode(),
     )
     finished = load("record_finished")
-    standing = parse_standing(
-        [finished[name] for name in (b"state", b"T", b"chain", b"attempt", b"deadline", b"cancel")]
-    )
+    asked = (b"state", b"T", b"chain", b"attempt", b"deadline", b"cancel", b"readers")
+    standing = parse_standing([finished[name] for name in asked])
     assert standing is not None
     assert (standing.state, standing.num_tokens) == (State.FINISHED, 3)
+    assert standing.readers == {GATEWAY}
 
 
 def test_the_recorded_cancel_is_read() -> None:

@@ -23,6 +23,7 @@ from tests.service.gateways import (
 )
 from tests.service.scripted_worker import ScriptedWorker, Work, token_at
 from tests.service.test_cursor import JOB
+from tests.until import until
 
 
 async def say_unheard(raw: "redis.asyncio.Redis", work: Work, *texts: str) -> None:
@@ -101,6 +102,30 @@ async def test_a_lost_last_row_is_found_by_the_silence(
 
     assert received.text == "ab"
     assert received.kinds[-2:] == ["choice_finished", "completed"]
+
+
+async def test_a_reader_that_the_record_has_forgotten_registers_again(
+    gateway: RunningGateway, worker: ScriptedWorker, raw: "redis.asyncio.Redis"
+) -> None:
+    """A lost tail took its attach along: an unread generation would be cancelled, though somebody reads it."""
+    call, received = await open_stream(gateway, prompt(request_id="forgotten"))
+    work = await worker.take(received.generation_id)
+    await work.say("a")
+    await read_until(call, received, 1)
+    record = keys.record(work.generation_id)
+    readers = await raw.hget(record, "readers")
+    await raw.hset(record, mapping={"readers": "", "unread_since": 1})
+
+    async def is_registered() -> bool:
+        return bool(await raw.hget(record, "readers") == readers)
+
+    await until(is_registered)
+    assert not (await work.say("b")).cancel
+    await work.finish()
+    await read_rest(call, received)
+
+    assert received.text == "ab"
+    assert received.kinds == ["accepted", "started", "tokens", "choice_finished", "completed"]
 
 
 async def test_a_lost_mark_is_told_all_the_same(
@@ -299,7 +324,7 @@ def test_a_standing_that_agrees_needs_no_reading() -> None:
 
     async def run() -> None:
         stream = TokenStream("0.x", "anonymous", JOB, no_log, 0.0)
-        stream.compare(Standing(State.QUEUED, 0, 0, 0, 0, 0))
+        stream.compare(Standing(State.QUEUED, 0, 0, 0, 0, 0, frozenset()))
         waiting = asyncio.ensure_future(stream.next_messages())
         await asyncio.sleep(0)
         assert not waiting.done()
