@@ -31,6 +31,7 @@ ANSWER_TIMEOUT_S = 5.0  # beyond this bound, and what the server was asked to wa
 CONNECT_TIMEOUT_S = 2.0
 RETRIES = 1  # at once, on a fresh connection: every write is idempotent. Longer waits are the caller's.
 MAX_CONNECTIONS = 1024
+MAX_CALLS = 256  # under way at the same time; further ones wait. What is left are pipelines and subscriptions
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 1.0  # between attempts to subscribe again
 
 # The server is away, starting, in the middle of a failover, or full.
@@ -72,12 +73,33 @@ def connect(url: str) -> Client:
                 "it begins with redis://, rediss://, unix:// or redis+cluster://"
             )  # redis-py takes redis:x
         if url.startswith(CLUSTER_SCHEME):
-            return redis.asyncio.RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER_SCHEME)}", **options)
+            return _Cluster.from_url(f"redis://{url.removeprefix(CLUSTER_SCHEME)}", **options)
         pool = redis.asyncio.ConnectionPool.from_url(url, health_check_interval=15, **options)
     except ValueError as error:
         raise ServerUnfit(f"{without_password(url)!r} is no address of a Redis: {error}") from None
     pool.connection_class = type("PackingConnection", (_Packing, pool.connection_class), {})
-    return redis.asyncio.Redis.from_pool(pool)
+    return _Single.from_pool(pool)
+
+
+class _Queueing:
+    """A client whose calls wait for one another beyond MAX_CALLS: redis-py fails those that find no connection."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._places = asyncio.Semaphore(MAX_CALLS)
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As redis-py's."""
+        async with self._places:
+            return await super().execute_command(*args, **options)  # type: ignore[misc]  # of the client's class
+
+
+class _Single(_Queueing, redis.asyncio.Redis):  # type: ignore[misc]  # bases of redis-py disagree
+    """A client at one server."""
+
+
+class _Cluster(_Queueing, redis.asyncio.RedisCluster):  # type: ignore[misc]  # the same
+    """A client at a cluster."""
 
 
 def without_password(url: str) -> str:

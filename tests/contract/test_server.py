@@ -190,6 +190,12 @@ async def test_a_cancelled_step_can_be_repeated(rig: Rig) -> None:
     assert await rig.token_ids(text.generation_id) == [token.token_id for token in text.tokens]
 
 
+async def test_more_calls_than_connections_wait_for_one(rig: Rig) -> None:
+    """A burst is no outage: whoever finds no connection waits for one."""
+    times_ms = await asyncio.gather(*(rig.broker.now_ms() for _ in range(connection.MAX_CONNECTIONS + 100)))
+    assert all(times_ms)
+
+
 async def test_listening_brings_each_message(rig: Rig) -> None:
     """After one for the subscription of each channel; from whatever node of a cluster."""
     async with rig.broker.listen(keys.WAKE, keys.nudge(WORKER)) as names:
