@@ -178,7 +178,7 @@ def test_the_recorded_record_is_read() -> None:
 
 def test_the_recorded_cancel_is_read() -> None:
     """Since when it is wanted; before, it was told without a time."""
-    names = (b"state", b"T", b"chain", b"attempt", b"deadline", b"cancel")
+    names = (b"state", b"T", b"chain", b"attempt", b"deadline", b"cancel", b"readers")
     cancelled = load("record_cancelled")
     for found, since_ms in ((cancelled, TIME_MS), (cancelled | {b"cancel": b"1"}, 1), (load("record_running"), 0)):
         standing = parse_standing([found[name] for name in names])
