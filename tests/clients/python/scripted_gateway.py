@@ -16,7 +16,7 @@ from service import status
 GENERATION_ID = "0.abc"
 
 Response = generation_pb2.GenerateResponse
-Request = generation_pb2.GenerateRequest | generation_pb2.AttachRequest
+Request = generation_pb2.GenerateRequest | generation_pb2.AttachRequest | generation_pb2.CompleteRequest
 
 
 def tell(*choices: str, prompt_tokens: int = 3) -> list[Response]:
@@ -99,6 +99,11 @@ class _Servicer(generation_pb2_grpc.GenerationServiceServicer):
         if request.generation_id != GENERATION_ID:
             await status.abort(context, UnknownGeneration(request.generation_id))
         await self._gateway.play(request, context, from_position(self._gateway.messages, request.from_position))
+
+    async def Complete(self, request: generation_pb2.CompleteRequest, context: Any) -> generation_pb2.CompleteResponse:
+        self._gateway.requests.append(request)
+        await asyncio.Event().wait()
+        raise AssertionError("it never answers")
 
     async def SubmitGeneration(
         self, request: generation_pb2.SubmitGenerationRequest, context: Any

@@ -167,13 +167,13 @@ async def test_what_a_retry_cannot_mend_is_raised_at_once(ask: Ask, error: Any, 
 
 
 async def test_the_deadline_is_one_for_all_attempts(ask: Ask) -> None:
-    """Breaks do not renew it; the generation is left as it is, to be attached to."""
+    """Breaks do not renew it; the generation is then cancelled, since nobody waits for it any more."""
     async with scripted("text", cuts=[Cut(4), Cut(2), Cut(0, stall=True)]) as gateway:
         read = await ask([gateway.address], lambda client: client.generate("count", timeout_s=1.0))
 
     assert isinstance(read.error, herd.DeadlineExceeded)
     assert read.texts == ["t"]
-    assert gateway.cancelled == []
+    assert gateway.cancelled == [GENERATION_ID]
     assert read.facts.generation_id == GENERATION_ID
 
 

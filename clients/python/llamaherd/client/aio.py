@@ -2,17 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import grpc
 
-from llamaherd.client.calls import StreamCall, UnaryCall, serialize
+from llamaherd.client.calls import Farewell, StreamCall, UnaryCall, ends_what_it_started, serialize
 from llamaherd.client.chat import ChatCall, ChatFacts, Conversation, answered
 from llamaherd.client.connection import DEFAULT_ADDRESS, Connections, Metadata, Tls, connections
 from llamaherd.client.deltas import Delta, StreamFacts, deltas_of
-from llamaherd.client.errors import HerdError, closed, typed
+from llamaherd.client.errors import HerdError, NotFound, closed, typed
 from llamaherd.client.methods import Methods
 from llamaherd.client.resume import Response, StreamRequest
 from llamaherd.client.trace import trace_metadata
@@ -42,11 +42,14 @@ class AsyncClient(Methods):
         self._patience_s = patience_s
         self._targets = Targets(len(self._reach.addresses))
         self._channels: list[grpc.aio.Channel] = []  # made by the first call: each belongs to the loop that runs then
+        self._streams: set[AsyncStream] = set()  # that are being read
         self._last_words: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     async def close(self) -> None:
-        """Wait until streams that were left are cancelled; then end every connection, and what still runs over it."""
+        """Leave every stream, and end every connection; returns once the service knows, within 6 s at most."""
+        for stream in list(self._streams):
+            stream.cut()
         if self._last_words:
             await asyncio.wait(self._last_words)
         self._is_closed = True
@@ -61,7 +64,14 @@ class AsyncClient(Methods):
 
     async def answer(self, call: UnaryCall[Answer]) -> Answer:
         """Make a call, again where that is right. Raises HerdError."""
+        try:
+            return await self._answer(call)
+        except BaseException as error:
+            if call.farewell is not None and ends_what_it_started(error):
+                self.begin_farewell(call.farewell())
+            raise
 
+    async def _answer(self, call: UnaryCall[Answer]) -> Answer:
         async def ask(channel: grpc.aio.Channel, timeout_s: float | None, metadata: Metadata) -> Answer:
             method = channel.unary_unary(call.path, serialize, call.parse)
             return await method(call.request, timeout=timeout_s, metadata=metadata)
@@ -110,12 +120,30 @@ class AsyncClient(Methods):
         """What goes with a call that the current span makes."""
         return (*self._reach.metadata, *trace_metadata())
 
-    def finish(self, last_words: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Run what a reader that was cancelled cannot await; `close` waits for it."""
-        task = asyncio.get_running_loop().create_task(last_words)
+    def begin(self, stream: "AsyncStream") -> None:
+        """It is being read from now on: `close` leaves it."""
+        self._streams.add(stream)
+
+    def ended(self, stream: "AsyncStream") -> None:
+        """Nobody reads it any more."""
+        self._streams.discard(stream)
+
+    def begin_farewell(self, farewell: Farewell) -> "asyncio.Task[None]":
+        """Say what a caller that was cancelled cannot await; `close` waits for it."""
+        task = asyncio.get_running_loop().create_task(self._say(farewell))
         self._last_words.add(task)
         task.add_done_callback(self._last_words.discard)
         return task
+
+    async def _say(self, farewell: Farewell) -> None:
+        answer = None
+        try:
+            while True:
+                answer = await self._answer(farewell.send(answer))
+        except (StopIteration, NotFound):
+            pass
+        except HerdError as error:
+            log.warning("what was left could not be ended, and ends by its resume window: %s", error)
 
     async def _until_answered(
         self, ask: Callable[[grpc.aio.Channel, float | None, Metadata], Awaitable[Answer]], tries: Tries
@@ -141,6 +169,7 @@ class AsyncStream(StreamFacts):
         self._client = client
         self._call = call
         self._farewell: asyncio.Task[None] | None = None
+        self._is_cut = False  # by its client's end
         self._tries = client.tries(call.timeout_s)
         self._metadata = client.metadata()
 
@@ -158,6 +187,7 @@ class AsyncStream(StreamFacts):
 
     async def messages(self) -> AsyncGenerator[Response, None]:
         """The service's own messages instead of deltas, each once: `accepted` first, `completed` last."""
+        self._client.begin(self)
         try:
             if self._after is not None:
                 await self._after.close()
@@ -165,12 +195,15 @@ class AsyncStream(StreamFacts):
                 async with aclosing(self._attempt()) as attempt:
                     async for message in attempt:
                         yield message
-        except HerdError:
+            if self._is_cut and not self._reading.is_complete:
+                raise closed()
+        except BaseException as error:  # a reader that has left, or was cancelled: an await may not come back
+            if ends_what_it_started(error, may_come_back=self._call.may_come_back):
+                self._begin_farewell()
             self._reading.leave()
             raise
-        except BaseException:  # the reader has left, by `break` or by being cancelled: an await may not come back
-            self._begin_farewell()
-            raise
+        finally:
+            self._client.ended(self)
 
     async def close(self) -> None:
         """Leave; returns once the service knows, within a few seconds at most."""
@@ -178,20 +211,15 @@ class AsyncStream(StreamFacts):
         if self._farewell is not None:
             await asyncio.shield(self._farewell)
 
+    def cut(self) -> None:
+        """Leave, because the client ends: whoever reads in another task is told so."""
+        self._is_cut = True
+        self._begin_farewell()
+
     def _begin_farewell(self) -> None:
         """Never waits: the client runs what is to be said, and its end waits for it."""
         if self._reading.leave():
-            self._farewell = self._client.finish(self._say_farewell())
-
-    async def _say_farewell(self) -> None:
-        farewell, answer = self._call.farewell(self._reading), None
-        try:
-            while True:
-                answer = await self._client.answer(farewell.send(answer))
-        except StopIteration:
-            pass
-        except HerdError as error:
-            log.warning("what was left could not be ended, and ends by its resume window: %s", error)
+            self._farewell = self._client.begin_farewell(self._call.farewell(self._reading))
 
     async def _attempt(self) -> AsyncGenerator[Response, None]:
         """Go on by one call, as far as it comes; then wait, if there is to be another. Raises HerdError if not."""
@@ -208,6 +236,10 @@ class AsyncStream(StreamFacts):
         except (grpc.aio.AioRpcError, HerdError) as error:
             if not self._reading.is_complete:
                 await asyncio.sleep(self._tries.failed(self._reading.failed(typed(error))))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._is_cut or (task is not None and task.cancelling()):
+                raise  # the reader's task; else the client's end has cancelled the call alone
         finally:
             rpc.cancel()
 

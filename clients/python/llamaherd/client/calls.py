@@ -3,6 +3,7 @@
 The docstrings are those of `Client`'s and `AsyncClient`'s methods: `methods.py` binds each to both.
 """
 
+import functools
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Generic, TypeVar, Unpack
 
 from google.protobuf.message import Message
 
+from llamaherd.client.errors import DeadlineExceeded, DeadlineTooShort, HerdError
 from llamaherd.client.resume import Reading
 from llamaherd.client.spec import Input, Knobs, build_spec
 from llamaherd.v1 import common_pb2, generation_pb2, model_pb2
@@ -22,27 +24,37 @@ MOST_MODELS = 1000  # of one page, by the API
 FAREWELL_TIMEOUT_S = 3.0  # how long each call of a farewell may take
 
 
+Farewell = Generator["UnaryCall[Any]", Any, None]
+"""The calls that end what a caller leaves behind: each is answered before the next is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnaryCall(Generic[Answer]):
-    """One request, one answer; repeating it changes nothing. `parse` makes the answer of the response's bytes."""
+    """One request, one answer; repeating it changes nothing. `parse` makes the answer of the response's bytes.
+
+    Attributes:
+        farewell: what to call if the caller stops waiting, by its deadline too; None where nothing is left behind.
+    """
 
     path: str
     request: Message
     parse: Callable[[bytes], Answer]
     timeout_s: float | None
-
-
-Farewell = Generator[UnaryCall[Any], Any, None]
-"""The calls that end what a reader leaves behind: each is answered before the next is asked for."""
+    farewell: Callable[[], Farewell] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StreamCall:
-    """A generation to read, and what to call if its reader leaves it early."""
+    """A generation to read, and what to call if its reader leaves it early.
+
+    Attributes:
+        may_come_back: its caller has a way to, so the deadline alone ends nothing.
+    """
 
     reading: Reading
     timeout_s: float | None
     farewell: Callable[[Reading], Farewell]
+    may_come_back: bool = False
 
 
 def generate(
@@ -51,16 +63,17 @@ def generate(
     """Start a generation and stream it: iterate over the result for its deltas.
 
     The stream survives the loss of connections and gateways: no token is lost, none comes twice. Nothing is sent
-    before the iteration begins. Breaking out of it, or `close`, cancels the generation.
+    before the iteration begins. Breaking out of it, `close`, the client's end and `timeout_s` cancel the generation.
 
     Args:
         prompt: text to continue, a list of messages (`user("...")`), a list of token ids, or a GenerationSpec.
         request_id: makes the call idempotent over processes too; without it, one is made for this call.
-        timeout_s: until DeadlineExceeded, over all attempts; default: the client's.
+        timeout_s: until DeadlineExceeded, over all attempts; default: the client's. A call that was given a
+            request_id or a resume_window_ms may be made again, so then the generation goes on for its window.
         knobs: temperature, max_new_tokens, ...; see `Knobs`.
     """
     request = generation_pb2.GenerateRequest(spec=build_spec(prompt, knobs), request_id=request_id or _new_id())
-    return StreamCall(Reading(request), timeout_s, cancel_read)
+    return StreamCall(Reading(request), timeout_s, cancel_read, _may_come_back(request.spec, request_id))
 
 
 def attach(
@@ -83,7 +96,10 @@ def complete(
 ) -> UnaryCall[generation_pb2.CompleteResponse]:
     """Generate, and return everything at once. Arguments as for `generate`."""
     request = generation_pb2.CompleteRequest(spec=build_spec(prompt, knobs), request_id=request_id or _new_id())
-    return UnaryCall(_GENERATION + "Complete", request, generation_pb2.CompleteResponse.FromString, timeout_s)
+    parse = generation_pb2.CompleteResponse.FromString
+    stays = _may_come_back(request.spec, request_id)
+    farewell = None if stays else functools.partial(_cancel_started, request.spec, request.request_id)
+    return UnaryCall(_GENERATION + "Complete", request, parse, timeout_s, farewell)
 
 
 def submit(
@@ -160,19 +176,35 @@ def count_tokens(prompt: Input, *, timeout_s: float | None = None, **knobs: Unpa
 
 
 def cancel_read(reading: Reading) -> Farewell:
-    """Cancels the generation; if its `accepted` was not awaited, it is found by its request_id."""
-    generation_id = reading.generation_id
-    if not generation_id:
+    """Cancels the generation."""
+    if reading.generation_id:
+        yield cancel(reading.generation_id, timeout_s=FAREWELL_TIMEOUT_S)
+    else:
         assert reading.request is not None
-        request = reading.request
-        accepted = yield submit(request.spec, request_id=request.request_id, timeout_s=FAREWELL_TIMEOUT_S)
-        generation_id = accepted.generation_id
-    yield cancel(generation_id, timeout_s=FAREWELL_TIMEOUT_S)
+        yield from _cancel_started(reading.request.spec, reading.request.request_id)
 
 
 def leave_alone(_: Reading) -> Farewell:
     """Nothing: others may read it."""
     yield from ()
+
+
+def ends_what_it_started(error: BaseException, *, may_come_back: bool = False) -> bool:
+    """Whether a call that ends so ends its generation too: its caller has gone, or its time is over."""
+    if isinstance(error, HerdError):
+        is_time_over = isinstance(error, DeadlineExceeded) and not isinstance(error, DeadlineTooShort)
+        return is_time_over and not may_come_back
+    return True
+
+
+def _cancel_started(spec: common_pb2.GenerationSpec, request_id: str) -> Farewell:
+    """Its `accepted` was not awaited: it is found by its request_id."""
+    accepted = yield submit(spec, request_id=request_id, timeout_s=FAREWELL_TIMEOUT_S)
+    yield cancel(accepted.generation_id, timeout_s=FAREWELL_TIMEOUT_S)
+
+
+def _may_come_back(spec: common_pb2.GenerationSpec, request_id: str | None) -> bool:
+    return request_id is not None or spec.HasField("resume_window_ms")
 
 
 def serialize(message: Message) -> bytes:

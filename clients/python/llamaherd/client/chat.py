@@ -99,7 +99,7 @@ class Conversation:
         """The next turn."""
         message = chat_pb2.UserMessage(content=content, request_id=request_id or str(uuid.uuid4()))
         self._turn = TurnReading(self.ready.resumption_handle, message, self._turn)
-        return StreamCall(self._turn, timeout_s, self._interrupt_read)
+        return StreamCall(self._turn, timeout_s, self._interrupt_read, may_come_back=request_id is not None)
 
     def interrupting(self, num_tokens_shown: int | None, timeout_s: float | None) -> UnaryCall[bool]:
         """End the running turn."""

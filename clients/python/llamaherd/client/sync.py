@@ -1,18 +1,28 @@
 """The client for threads. What it decides, `resume.py` and `tries.py` decide; here is the I/O."""
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Self, TypeVar
 
 import grpc
 
-from llamaherd.client.calls import StreamCall, UnaryCall, serialize
+from llamaherd.client.calls import (
+    FAREWELL_TIMEOUT_S,
+    Farewell,
+    StreamCall,
+    UnaryCall,
+    ends_what_it_started,
+    serialize,
+)
 from llamaherd.client.chat import ChatCall, ChatFacts, Conversation, answered
 from llamaherd.client.connection import DEFAULT_ADDRESS, Connections, Metadata, Tls, connections
 from llamaherd.client.deltas import Delta, StreamFacts, deltas_of
-from llamaherd.client.errors import HerdError, closed, typed
+from llamaherd.client.errors import HerdError, NotFound, closed, typed
 from llamaherd.client.methods import Methods
 from llamaherd.client.resume import Response, StreamRequest
 from llamaherd.client.trace import trace_metadata
@@ -20,11 +30,16 @@ from llamaherd.client.tries import Targets, Tries
 
 Answer = TypeVar("Answer")
 
+MAX_FAREWELLS = 8  # said at the same time
+CLOSE_S = 2 * FAREWELL_TIMEOUT_S  # how long the client's end waits for them
+
 log = logging.getLogger(__name__)
 
 
 class Client(Methods):
-    """Speaks to one or more gateways of a herd; may be shared by threads.
+    """Speaks to one or more gateways of a herd; may be shared by threads, and connects when first used.
+
+    gRPC's connections do not survive a fork: a child has to make a client of its own, unless this one is unused.
 
     Args:
         addresses: `host:port` of a gateway, or several. A name that stands for several gateways (`dns:///herd:50051`)
@@ -48,17 +63,33 @@ class Client(Methods):
         patience_s: float = 60.0,
         channel_options: Sequence[tuple[str, int | str]] = (),
     ) -> None:
-        reach = connections(addresses, tls, api_key, metadata, channel_options)
-        self._metadata = reach.metadata
+        self._reach = connections(addresses, tls, api_key, metadata, channel_options)
         self._timeout_s = timeout_s
         self._patience_s = patience_s
-        self._targets = Targets(len(reach.addresses))
-        self._channels = [_channel(reach, address) for address in reach.addresses]
+        self._targets = Targets(len(self._reach.addresses))
+        self._channels: list[grpc.Channel] = []
+        self._pid = os.getpid()  # of the process that has them
+        self._lock = threading.RLock()  # of all below; a collected generator may come back to it
+        self._streams: set[Stream] = set()  # that are being read
+        self._farewells: set[Future[None]] = set()
+        self._speakers: ThreadPoolExecutor | None = None
         self._is_closed = False
 
     def close(self) -> None:
-        """End every connection, and what still runs over it."""
+        """Leave every stream, and end every connection; returns once the service knows, within 6 s at most."""
+        if self._is_another_process():
+            self._is_closed = True
+            return
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.cut()
+        with self._lock:
+            farewells, speakers = set(self._farewells), self._speakers
+        wait(farewells, CLOSE_S)
         self._is_closed = True
+        if speakers is not None:
+            speakers.shutdown(wait=False, cancel_futures=True)
         for channel in self._channels:
             channel.close()
 
@@ -70,7 +101,14 @@ class Client(Methods):
 
     def answer(self, call: UnaryCall[Answer]) -> Answer:
         """Make a call, again where that is right. Raises HerdError."""
+        try:
+            return self._answer(call)
+        except BaseException as error:
+            if call.farewell is not None and ends_what_it_started(error):
+                self.begin_farewell(call.farewell())
+            raise
 
+    def _answer(self, call: UnaryCall[Answer]) -> Answer:
         def ask(channel: grpc.Channel, timeout_s: float | None, metadata: Metadata) -> Answer:
             method = channel.unary_unary(call.path, serialize, call.parse)
             return method(call.request, timeout=timeout_s, metadata=metadata)
@@ -108,14 +146,59 @@ class Client(Methods):
         return Tries(self._targets, self._timeout_s if timeout_s is None else timeout_s, self._patience_s)
 
     def channel(self, tries: Tries) -> grpc.Channel:
-        """Where the next attempt goes. Raises Cancelled once the client is closed."""
-        if self._is_closed:
-            raise closed()
+        """Where the next attempt goes. Raises Cancelled once the client is closed, RuntimeError after a fork."""
+        with self._lock:
+            if self._is_closed:
+                raise closed()
+            if not self._channels:
+                self._channels = [_channel(self._reach, address) for address in self._reach.addresses]
+                self._pid = os.getpid()
+        if self._is_another_process():
+            raise RuntimeError(f"this client's connections belong to process {self._pid}: make a client after the fork")
         return self._channels[tries.next_target()]
+
+    def _is_another_process(self) -> bool:
+        return bool(self._channels) and self._pid != os.getpid()
 
     def metadata(self) -> Metadata:
         """What goes with a call that the current span makes."""
-        return (*self._metadata, *trace_metadata())
+        return (*self._reach.metadata, *trace_metadata())
+
+    def begin(self, stream: "Stream") -> None:
+        """It is being read from now on: `close` leaves it."""
+        with self._lock:
+            self._streams.add(stream)
+
+    def ended(self, stream: "Stream") -> None:
+        """Nobody reads it any more."""
+        with self._lock:
+            self._streams.discard(stream)
+
+    def begin_farewell(self, farewell: Farewell) -> None:
+        """Say it while the caller goes on; `close` waits for it."""
+        with self._lock:
+            if self._is_closed:
+                return
+            if self._speakers is None:
+                self._speakers = ThreadPoolExecutor(MAX_FAREWELLS, "llamaherd-farewell")
+            said = self._speakers.submit(self.say, farewell)
+            self._farewells.add(said)
+        said.add_done_callback(self._said)
+
+    def say(self, farewell: Farewell) -> None:
+        """Say it; returns once the service knows, or does not answer."""
+        answer = None
+        try:
+            while True:
+                answer = self._answer(farewell.send(answer))
+        except (StopIteration, NotFound):
+            pass
+        except HerdError as error:
+            log.warning("what was left could not be ended, and ends by its resume window: %s", error)
+
+    def _said(self, farewell: "Future[None]") -> None:
+        with self._lock:
+            self._farewells.discard(farewell)
 
     def _until_answered(self, ask: Callable[[grpc.Channel, float | None, Metadata], Answer], tries: Tries) -> Answer:
         metadata = self.metadata()
@@ -130,14 +213,16 @@ class Stream(StreamFacts):
     """The deltas of one generation: an iterable for one reader, unbroken over lost connections and gateways.
 
     Leaving the iteration early, or the block of a `with`, ends the stream; the generation is then cancelled if this
-    stream has started it. After an error it is left as it is, for another to `attach`.
+    stream has started it, and so it is when `timeout_s` is over, unless the call was given a request_id or a
+    resume_window_ms. After another error it is left as it is, for others to `attach`.
     """
 
     def __init__(self, client: Client, call: StreamCall, after: "Stream | None" = None) -> None:
         super().__init__(call.reading)
         self._after = after  # of a conversation: the turn before, which has to be ended first
         self._client = client
-        self._farewell = call.farewell
+        self._call = call
+        self._is_cut = False  # by its client's end
         self._tries = client.tries(call.timeout_s)
         self._metadata = client.metadata()
 
@@ -154,30 +239,38 @@ class Stream(StreamFacts):
 
     def messages(self) -> Generator[Response, None, None]:
         """The service's own messages instead of deltas, each once: `accepted` first, `completed` last."""
+        self._client.begin(self)
         try:
             if self._after is not None:
                 self._after.close()
             while self._reading.goes_on:
                 yield from self._attempt()
-        except HerdError:
+            if self._is_cut and not self._reading.is_complete:
+                raise closed()
+        except HerdError as error:
+            if ends_what_it_started(error, may_come_back=self._call.may_come_back):
+                self._begin_farewell()  # in the background: the deadline is over
             self._reading.leave()
             raise
         except BaseException:  # the reader has left, by `break` or an interrupt
             self.close()
             raise
+        finally:
+            self._client.ended(self)
 
     def close(self) -> None:
         """Leave; returns once the service knows, within a few seconds at most."""
-        if not self._reading.leave():
-            return
-        farewell, answer = self._farewell(self._reading), None
-        try:
-            while True:
-                answer = self._client.answer(farewell.send(answer))
-        except StopIteration:
-            pass
-        except HerdError as error:
-            log.warning("what was left could not be ended, and ends by its resume window: %s", error)
+        if self._reading.leave():
+            self._client.say(self._call.farewell(self._reading))
+
+    def cut(self) -> None:
+        """Leave, because the client ends: whoever reads in another thread is told so."""
+        self._is_cut = True
+        self._begin_farewell()
+
+    def _begin_farewell(self) -> None:
+        if self._reading.leave():
+            self._client.begin_farewell(self._call.farewell(self._reading))
 
     def _attempt(self) -> Generator[Response, None, None]:
         """Go on by one call, as far as it comes; then wait, if there is to be another. Raises HerdError if not."""
