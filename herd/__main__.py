@@ -1,25 +1,30 @@
-"""`herd`: one command for each piece of a herd."""
+"""`herd`: one command for each piece of a herd.
+
+A command imports what it needs when it is called: an image has what its own process needs, and no more.
+"""
 
 import enum
 import os
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from herd.chat import ChatOptions, run_chat
-from herd.generate import GenerateOptions, run_generate
-from herd.models import ModelsOptions, run_models
-from herd.status import StatusOptions, run_status
-from herd.up import UpOptions, run_up
-from llamaherd.client import ChatKnobs
-from llamaherd.client.connection import DEFAULT_ADDRESS
+if TYPE_CHECKING:
+    from llamaherd.client import ChatKnobs
+
+OURS = ("service", "worker", "contract", "telemetry", "herd", "llamaherd")
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+EPILOG = "Exit status: 0 all went well, 1 the service or a process did not, 2 the command line is wrong, 130 Ctrl-C."
+
 
 app = typer.Typer(
     name="herd",
     help="Serve a bitsandbytes-quantized Llama 2 over gRPC, and talk to it.",
+    epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -48,6 +53,29 @@ def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise typer.BadParameter(f"{name!r} is none of auto, cpu, cuda and cuda:N")
     return name
+
+
+Tls = Annotated[
+    bool, typer.Option("--tls", help="the gateway has a certificate that the system trusts", envvar="HERD_TLS")
+]
+Ca = Annotated[
+    Path | None, typer.Option(help="TLS, and this PEM file says which certificates to trust", envvar="HERD_CA")
+]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(version("llamaherd-server"))
+        raise typer.Exit
+
+
+@app.callback()
+def herd(
+    _: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve a bitsandbytes-quantized Llama 2 over gRPC, and talk to it."""
 
 
 @app.command()
@@ -84,6 +112,8 @@ def up(
     verbose: Annotated[bool, typer.Option(help="show the processes' logs")] = False,
 ) -> None:
     """Run everything on this machine: a private valkey, a gateway and workers."""
+    from herd.up import UpOptions, run_up
+
     options = UpOptions(
         models=tuple(model or ()),
         model_names=tuple(model_name or ()),
@@ -105,13 +135,15 @@ def up(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="what the user says (or plain text, with --raw)")],
+    prompt: Annotated[str, typer.Argument(help="what the user says; with --raw plain text; - reads standard input")],
     address: Annotated[
         list[str] | None,
         typer.Option(
             help="host:port of a gateway; with several the answer survives the loss of one", envvar="HERD_ADDRESS"
         ),
     ] = None,
+    tls: Tls = False,
+    ca: Ca = None,
     start: Annotated[bool, typer.Option("--up", help="start a private `herd up` for the occasion")] = False,
     model: Annotated[str, typer.Option(help="the model's name; may be left out when one is served")] = "",
     system: Annotated[str | None, typer.Option(help="a system prompt")] = None,
@@ -128,9 +160,12 @@ def generate(
     trace: Annotated[bool, typer.Option(help="print the trace id at the end")] = False,
 ) -> None:
     """Stream an answer to the terminal."""
+    from herd.generate import GenerateOptions, run_generate
+    from herd.reach import Reach
+
     options = GenerateOptions(
         prompt=prompt,
-        addresses=tuple(address or [DEFAULT_ADDRESS]),
+        reach=Reach(tuple(address or [DEFAULT_ADDRESS]), tls, ca),
         start=start,
         model=model,
         system=system,
@@ -157,6 +192,8 @@ def chat(
             help="host:port of a gateway; with several the conversation survives one's loss", envvar="HERD_ADDRESS"
         ),
     ] = None,
+    tls: Tls = False,
+    ca: Ca = None,
     start: Annotated[bool, typer.Option("--up", help="start a private `herd up` for the occasion")] = False,
     model: Annotated[str, typer.Option(help="the model's name; may be left out when one is served")] = "",
     system: Annotated[str, typer.Option(help="a system prompt")] = "",
@@ -170,6 +207,9 @@ def chat(
     timeout_s: Annotated[float, typer.Option("--timeout", help="seconds that one answer may take")] = 600.0,
 ) -> None:
     """Talk with a model; without a terminal, each line of standard input is a turn."""
+    from herd.chat import ChatOptions, run_chat
+    from herd.reach import Reach
+
     knobs: ChatKnobs = {"model": model}
     if temperature is not None:
         knobs["temperature"] = temperature
@@ -182,7 +222,7 @@ def chat(
     if max_new_tokens is not None:
         knobs["max_new_tokens"] = max_new_tokens
     options = ChatOptions(
-        addresses=tuple(address or [DEFAULT_ADDRESS]),
+        reach=Reach(tuple(address or [DEFAULT_ADDRESS]), tls, ca),
         start=start,
         system=system,
         handle=handle,
@@ -195,12 +235,17 @@ def chat(
 
 @app.command()
 def models(
-    address: Annotated[str, typer.Option(help="host:port of a gateway", envvar="HERD_ADDRESS")] = "127.0.0.1:50051",
+    address: Annotated[str, typer.Option(help="host:port of a gateway", envvar="HERD_ADDRESS")] = DEFAULT_ADDRESS,
+    tls: Tls = False,
+    ca: Ca = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object of ListModels' form")] = False,
     watch: Annotated[bool, typer.Option(help="go on looking; with --json, one object whenever it changes")] = False,
 ) -> None:
     """Show what is served."""
-    raise SystemExit(run_models(ModelsOptions(address, as_json, watch)))
+    from herd.models import ModelsOptions, run_models
+    from herd.reach import Reach
+
+    raise SystemExit(run_models(ModelsOptions(Reach((address,), tls, ca), as_json, watch)))
 
 
 @app.command()
@@ -212,6 +257,8 @@ def status(
     once: Annotated[bool, typer.Option(help="look once; so it is where the output is no terminal")] = False,
 ) -> None:
     """Show the pool, live: gateways, workers, queues, and what was set aside."""
+    from herd.status import StatusOptions, run_status
+
     raise SystemExit(run_status(StatusOptions(redis_url, as_json, once)))
 
 
@@ -223,7 +270,7 @@ def quantize(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda: where to quantize")] = "auto",
 ) -> None:
     """Quantize a model folder by bitsandbytes, in the form transformers saves and loads."""
-    from herd.quantize import run_quantize  # transformers takes seconds to import
+    from herd.quantize import run_quantize
 
     raise SystemExit(run_quantize(source, to, out, device))
 
@@ -242,7 +289,14 @@ def worker() -> None:
 
 def main() -> None:
     """The console script."""
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in OURS:
+            raise
+        print(f"herd: this command needs {package}, which is not in this image or environment", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from herd.private import NoHerd, private_herd
-from herd.show_error import show_error
-from llamaherd.client import Chat, ChatKnobs, Client, HerdError, Stream, UnknownSession
+from herd.reach import Reach
+from herd.show_error import complain, show_error
+from llamaherd.client import Chat, ChatKnobs, HerdError, Stream, UnknownSession
 from telemetry import names
 from telemetry.setup import start_tracing
 
@@ -26,7 +27,7 @@ HELP = """\
 class ChatOptions:
     """What `herd chat` was asked for; the command line documents each."""
 
-    addresses: tuple[str, ...]
+    reach: Reach
     start: bool
     system: str
     handle: str
@@ -40,15 +41,17 @@ def run_chat(options: ChatOptions) -> int:
     stop_tracing = start_tracing("llamaherd-client")
     try:
         with ExitStack() as stack:
-            addresses = [stack.enter_context(private_herd())] if options.start else options.addresses
-            client = stack.enter_context(Client(addresses, patience_s=PATIENCE_S))
+            reach = Reach((stack.enter_context(private_herd()),)) if options.start else options.reach
+            client = stack.enter_context(reach.client(patience_s=PATIENCE_S))
             chat = client.chat(system_prompt=options.system, handle=options.handle, **options.knobs)
             return _Talk(stack.enter_context(chat), options).run()
-    except NoHerd as error:
-        print(f"herd chat: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # of whoever reads our output, and has had enough
+    except (NoHerd, OSError) as error:
+        complain("chat", error)
         return 1
     except HerdError as error:
-        show_error(error)
+        show_error(error, begins_line=True)
         return 1
     except KeyboardInterrupt:
         return 130

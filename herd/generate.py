@@ -2,16 +2,16 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from google.protobuf import json_format
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from herd.private import NoHerd, private_herd
-from herd.show_error import show_error
-from llamaherd.client import Client, HerdError
+from herd.reach import Reach
+from herd.show_error import complain, show_error
+from llamaherd.client import HerdError
 from llamaherd.v1 import common_pb2, generation_pb2
 from telemetry import names
 from telemetry.setup import start_tracing
@@ -23,8 +23,8 @@ PATIENCE_S = 5.0  # a person waits at the other end: enough for a gateway that r
 class GenerateOptions:
     """What `herd generate` was asked for; the command line documents each."""
 
-    prompt: str
-    addresses: tuple[str, ...]
+    prompt: str  # "-": all of standard input
+    reach: Reach
     start: bool
     model: str
     system: str | None
@@ -45,12 +45,16 @@ def run_generate(options: GenerateOptions) -> int:
     """Stream the answer to standard output; the exit status (1: the service answered with an error)."""
     stop_tracing = start_tracing("llamaherd-client")
     try:
+        if options.prompt == "-":
+            options = replace(options, prompt=sys.stdin.read())
         if options.start:
             with private_herd() as address:
-                return _stream(options, [address])
-        return _stream(options, options.addresses)
-    except NoHerd as error:
-        print(f"herd generate: {error}", file=sys.stderr)
+                return _stream(options, Reach((address,)))
+        return _stream(options, options.reach)
+    except BrokenPipeError:
+        raise  # of whoever reads our output, and has had enough
+    except (NoHerd, OSError) as error:
+        complain("generate", error)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -76,23 +80,26 @@ def build_spec(options: GenerateOptions) -> common_pb2.GenerationSpec:
     return spec
 
 
-def _stream(options: GenerateOptions, addresses: Sequence[str]) -> int:
+def _stream(options: GenerateOptions, reach: Reach) -> int:
     tracer = trace.get_tracer("llamaherd")
     with (
         tracer.start_as_current_span(names.SPAN_CLIENT, kind=SpanKind.CLIENT) as span,
-        Client(addresses, timeout_s=options.timeout_s, patience_s=PATIENCE_S) as client,
+        reach.client(timeout_s=options.timeout_s, patience_s=PATIENCE_S) as client,
     ):
         stream = client.generate(build_spec(options), request_id=options.request_id)
+        code = 0
         try:
             for message in stream.messages():
                 _show(message, options.as_json)
-            code = 0
         except HerdError as error:
             span.set_status(Status(StatusCode.ERROR, error.code.name))
-            show_error(error)
+            if stream.position and not options.as_json:
+                print(flush=True)  # ends the line of what came
+            show_error(error, begins_line=True)
             code = 1
-        if not options.as_json:
-            print(flush=True)
+        else:
+            if not options.as_json:
+                print(flush=True)
         if options.trace:
             print(f"trace id: {span.get_span_context().trace_id:032x}", file=sys.stderr)
         return code

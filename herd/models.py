@@ -15,6 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from herd.reach import Reach
+from herd.show_error import complain, show_error
+from llamaherd.client.errors import typed
 from llamaherd.v1 import model_pb2, model_pb2_grpc
 
 PAGE_SIZE = 1000
@@ -40,7 +43,7 @@ _CHAT = {
 class ModelsOptions:
     """What `herd models` was asked for; the command line documents each."""
 
-    address: str
+    reach: Reach
     as_json: bool
     watch: bool
 
@@ -55,7 +58,12 @@ class Seen:
 
 def run_models(options: ModelsOptions) -> int:
     """Show the models; the exit status: 1 if the service answered with an error. An interrupt ends watching, with 0."""
-    with grpc.insecure_channel(options.address) as channel:
+    try:
+        channel = options.reach.channel()
+    except OSError as error:
+        complain("models", error)
+        return 1
+    with channel:
         try:
             if options.watch:
                 _watch(channel, options)
@@ -64,7 +72,7 @@ def run_models(options: ModelsOptions) -> int:
             else:
                 _console().print(_table(look(channel)))
         except grpc.RpcError as error:
-            print(_told(error), file=sys.stderr)
+            show_error(typed(error), begins_line=True)
             return 1
         except KeyboardInterrupt:
             return 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -12,9 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from contract.broker import Broker, QueueDepth
+from contract.broker import Broker, QueueDepth, ServerUnfit
+from contract.connection import without_password
 from contract.errors import BrokerDown
 from contract.keys import CLASSES
+from herd.show_error import complain
 from herd.status_view import GatewayRow, QueueRow, Status, WorkerRow, view
 
 LOOK_S = 1.0
@@ -35,6 +36,9 @@ def run_status(options: StatusOptions) -> int:
     """Show the pool; the exit status: 1 if Redis does not answer. An interrupt ends looking, with 0."""
     try:
         return asyncio.run(_show(options))
+    except ServerUnfit as error:
+        complain("status", error)
+        return 1
     except KeyboardInterrupt:
         return 0
 
@@ -95,13 +99,18 @@ async def _show_once(broker: Broker, options: StatusOptions) -> int:
         await asyncio.sleep(LOOK_S)
         status = await look(broker, drain)
     except BrokerDown:
-        print(f"herd status: no Redis answers at {options.redis_url}", file=sys.stderr)
+        told = "--redis-url is the one that the gateways are told; `herd up` prints its own"
+        complain("status", f"{_no_redis(options)}; {told}")
         return 1
     if options.as_json:
         print(json.dumps(asdict(status)), flush=True)
     else:
         Console(highlight=False, width=WIDTH).print(view(status))
     return 0
+
+
+def _no_redis(options: StatusOptions) -> str:
+    return f"no Redis answers at {without_password(options.redis_url)}"
 
 
 async def _watch(broker: Broker, console: Console, options: StatusOptions) -> None:
@@ -112,5 +121,5 @@ async def _watch(broker: Broker, console: Console, options: StatusOptions) -> No
             try:
                 live.update(view(await look(broker, drain)), refresh=True)
             except BrokerDown:
-                live.update(Text(f"no Redis answers at {options.redis_url}", style="red"), refresh=True)
+                live.update(Text(_no_redis(options), style="red"), refresh=True)
             await asyncio.sleep(LOOK_S)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from herd.models import ModelsOptions, run_models
+from herd.reach import Reach
 from tests.redis_server import start_valkey
 from tests.service.conftest import short_folder
 from tests.service.gateways import running_gateway
@@ -19,7 +20,7 @@ async def test_a_herd_without_workers_says_so(
         async with running_gateway(server.url) as gateway:
             capsys.readouterr()
             for as_json, shown in ((False, "no model is served: no live worker"), (True, "{}")):
-                options = ModelsOptions(gateway.address, as_json=as_json, watch=False)
+                options = ModelsOptions(Reach((gateway.address,)), as_json=as_json, watch=False)
                 assert await asyncio.to_thread(run_models, options) == 0
                 assert shown in capsys.readouterr().out.splitlines()
     finally:
@@ -28,5 +29,7 @@ async def test_a_herd_without_workers_says_so(
 
 def test_nothing_listens_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
     """Status 1, the code, no stack trace."""
-    assert run_models(ModelsOptions("127.0.0.1:1", as_json=False, watch=False)) == 1
-    assert capsys.readouterr().err.startswith("UNAVAILABLE")
+    assert run_models(ModelsOptions(Reach(("127.0.0.1:1",)), as_json=False, watch=False)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("UNAVAILABLE")
+    assert "`herd up` starts a herd" in told

@@ -89,6 +89,17 @@ def test_the_worker_has_no_gateway_libraries(images: Images) -> None:
     assert python(images.worker, "import worker.__main__, worker.serve; print(1)") == 1
 
 
+@pytest.mark.parametrize("image", ["gateway", "worker"])
+def test_the_command_line_starts_in_each_image(images: Images, image: str) -> None:
+    """`docker compose exec gateway-0 herd generate`, and `--entrypoint herd` of the worker's for `herd quantize`."""
+    command = [str(getattr(images, image) / "bin/herd")]
+    env = clean_environment({"PYTHONSAFEPATH": "1"})
+    for arguments, status in ((["--help"], 0), (["generate", "Hi", "--address", "127.0.0.1:1"], 1)):
+        done = subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 @contextmanager
 def process(image: Path, module: str, log: Path, **variables: str) -> Iterator[None]:
     """An image's entry point, in the environment that it would have there."""
