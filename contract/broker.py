@@ -16,6 +16,7 @@ from contract.chat import ChatStore
 from contract.connection import Client, ServerUnfit, answered
 from contract.errors import Overloaded, QuotaExceeded, RequestIdReused, UnknownGeneration
 from contract.log_entries import parse_inbox_row, parse_log_entry
+from contract.log_pages import LogPage, LogPlace, read_page
 from contract.messages import EndReason, Job, LogEntry, TokenRow, encode_choice_ends
 from contract.outcomes import (
     Delivered,
@@ -197,6 +198,10 @@ class Broker:
             entries = await self._client.xrange(keys.log(generation_id), min=f"{from_position}-0")
         parsed = [parse_log_entry(entry_id, fields) for entry_id, fields in entries]
         return [e for e in parsed if not (isinstance(e, TokenRow) and e.end <= from_position)]
+
+    async def read_log_page(self, generation_id: str, place: LogPlace) -> LogPage:
+        """The same by the page, for who takes it in step by step."""
+        return await read_page(self._client, generation_id, place)
 
     async def gateway_beat(self, gateway_id: str, fields: Mapping[str, str] | None = None) -> str:
         """Live on, keep the inbox, say what we do; the inbox' epoch.

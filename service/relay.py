@@ -6,7 +6,7 @@ row has no successor that would reveal it; and after every doubt about the inbox
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
@@ -14,7 +14,8 @@ import structlog
 from contract import keys
 from contract.broker import GRACE_MS, Broker
 from contract.errors import BrokerDown, UnknownGeneration
-from contract.messages import Job, LogEntry, MalformedMessage
+from contract.log_pages import LogPage, LogPlace
+from contract.messages import Job, MalformedMessage
 from service.backoff import Backoff, until_answered
 from service.cursor import FROM_START, Resume
 from service.leaver import Leaver
@@ -27,7 +28,7 @@ SILENT_S = 1.0
 SWEEP_S = 0.25
 PAUSE_A_STREAM_S = 100e-6  # a write costs the process some 60 us, whatever it holds
 LEAST_PAUSE_S, MAX_PAUSE_S = 0.001, 0.025
-MAX_FILLS = 16  # logs read at the same time, so that a returning Redis is not buried
+MAX_FILLS = 16  # pages of logs read at the same time, so that a returning Redis is not buried
 
 log = structlog.get_logger(__name__)
 
@@ -188,10 +189,11 @@ class Relay:
         for stream in self._all():
             stream.request_fill()
 
-    async def _read_log(self, generation_id: str, from_position: int) -> Sequence[LogEntry]:
+    async def _read_log(self, generation_id: str, place: LogPlace) -> LogPage:
         async with self._fills:
-            count_log_fill()
-            return await until_answered(lambda: self._broker.read_log(generation_id, from_position))
+            if place.is_first:
+                count_log_fill()
+            return await until_answered(lambda: self._broker.read_log_page(generation_id, place))
 
     def _all(self) -> list[TokenStream]:
         return [stream for streams in self._streams.values() for stream in streams]

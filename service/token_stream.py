@@ -6,6 +6,7 @@ from typing import Any
 
 from contract.broker import Standing, State
 from contract.errors import LogBehind, PositionAhead, ServeError
+from contract.log_pages import LogPage, LogPlace
 from contract.messages import Job, LogEntry, MalformedMessage
 from service import events
 from service.cursor import FROM_START, BeyondEnd, Cursor, Disagreement, MissingMark, Piece, Place, Resume
@@ -16,7 +17,7 @@ MAX_MESSAGE_BYTES = 1024 * 1024  # of tokens joined in one message: clients take
 RESUME_WAIT_S = 5.0  # for a log that has lost its tail to grow again
 MAX_LATE_ROWS = 1024  # that come while the log is read
 
-ReadLog = Callable[[str, int], Awaitable[Sequence[LogEntry]]]
+ReadLog = Callable[[str, LogPlace], Awaitable[LogPage]]
 
 
 class RecordGone(Exception):
@@ -27,7 +28,7 @@ class TokenStream:
     """Entries come in by `offer`, messages go out by `next_messages`; both on the event loop's thread.
 
     Invariant: what was given out, then `_buffer`, is what `cursor` has taken; `_sent` is the cursor's place after what
-    was given out. While `_needs_fill`, nothing is taken from the inbox.
+    was given out. While `_needs_fill`, nothing is taken from the inbox. Where `_goes_on` is, all before it is taken.
 
     Attributes:
         last_news_s: when something last came (monotonic clock); a silent stream compares itself with the record.
@@ -63,6 +64,7 @@ class TokenStream:
         self._buffer_bytes = 0
         self._late: list[LogEntry] | None = None  # a list while the log is read
         self._needs_fill = job is None  # then it is attached to, and reads the log first
+        self._goes_on: LogPlace | None = None  # with the next page of a log that is being read
         self._misses_mark = False
         self._error: Exception | None = None
         self._told_place: tuple[int, float | None] | None = None
@@ -143,6 +145,8 @@ class TokenStream:
             else:
                 self.fail(RecordGone())
             return
+        if self._needs_fill or self._late is not None:
+            return  # it is reading the log, for all that a slow reader may take
         if standing.attempt > self.cursor.attempt:
             self._misses_mark = True
             self.request_fill()
@@ -200,12 +204,20 @@ class TokenStream:
         return LogBehind(resume.position)
 
     async def _fill(self) -> None:
-        """Take what the log has beyond the cursor; the last token taken is read again, and so compared."""
-        start = 0 if self._misses_mark else max(0, self.cursor.position - 1)
+        """Take a page of what the log has beyond the cursor; the last token taken is read again, and so compared.
+
+        The next page is read when this one was given out: a slow reader holds one, however long the log is.
+        """
+        place = LogPlace.at(0) if self._misses_mark else self._goes_on or LogPlace.at(max(0, self.cursor.position - 1))
         self._needs_fill = self._misses_mark = False
+        self._goes_on = None
         self._late = []
         try:
-            self._take_logged(await self._read_log(self.generation_id, start), start)
+            page = await self._read_log(self.generation_id, place)
+            self._take_logged(page.entries, place.start)
+            if page.goes_on is not None and not self._misses_mark:
+                self._goes_on, self._needs_fill = page.goes_on, True
+                return
             for entry in self._late:
                 self._take_hint(entry)
         except BaseException:
@@ -247,6 +259,7 @@ class TokenStream:
 
     def _drop_buffer(self) -> None:
         self.cursor.go_back(self._sent)
+        self._goes_on = None
         self._clear_buffer()
         self.request_fill()
 

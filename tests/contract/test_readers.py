@@ -7,7 +7,8 @@ import pytest
 from contract import keys
 from contract.broker import State
 from contract.errors import UnknownGeneration
-from contract.messages import AttemptMark, Ending, TokenRow
+from contract.log_pages import PAGE_BYTES, LogPage, LogPlace
+from contract.messages import AttemptMark, Ending, LogEntry, TokenRow
 from tests.contract.rig import CALLER, GATEWAY, Rig, make_job
 
 
@@ -134,7 +135,36 @@ async def test_the_log_is_read_from_every_position(rig: Rig) -> None:
     assert whole[3] == AttemptMark(4, 2)
     for position, skipped in [(0, 0), (1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 5), (99, 5)]:
         assert await rig.broker.read_log(text.generation_id, position) == whole[skipped:]
+        assert await by_the_page(rig, text.generation_id, LogPlace(position, f"{position}-0", 2)) == whole[skipped:]
     assert await rig.broker.read_log(keys.new_generation_id()) == []
+    assert await rig.broker.read_log_page(keys.new_generation_id(), LogPlace.at(0)) == LogPage([], None)
+
+
+async def test_a_page_of_a_log_is_bounded_by_bytes(rig: Rig) -> None:
+    """About: large entries come by few, small ones by many."""
+    for size in (20, 40_000):
+        taken, text = await rig.start()
+        body = bytes(size)
+        for position in range(60):
+            await rig.step(dataclasses.replace(text.row(taken.lease, position, position + 1), body=body))
+        sizes: list[int] = []
+        assert await by_the_page(rig, text.generation_id, LogPlace.at(0), sizes) == await rig.broker.read_log(
+            text.generation_id
+        )
+        assert sizes == [16, 45] if size == 20 else max(sizes[1:]) * size <= PAGE_BYTES
+
+
+async def by_the_page(rig: Rig, generation_id: str, place: LogPlace, sizes: list[int] | None = None) -> list[LogEntry]:
+    """All pages from this place on, and how many entries each had."""
+    entries: list[LogEntry] = []
+    following: LogPlace | None = place
+    while following is not None:
+        page = await rig.broker.read_log_page(generation_id, following)
+        entries += page.entries
+        following = page.goes_on
+        if sizes is not None:
+            sizes.append(len(page.entries))
+    return entries
 
 
 async def test_standings_of_many_at_once(rig: Rig) -> None:

@@ -12,6 +12,7 @@ import pytest
 from contract import connection, keys
 from contract.broker import Broker, RowOutcome, ServerUnfit, State, new_lease
 from contract.errors import BrokerDown
+from contract.log_pages import LogPlace
 from contract.messages import EndReason
 from tests.contract.cluster import start_cluster, start_single
 from tests.contract.rig import CALLER, CLASS, GATEWAY, MODEL, WORKER, Rig
@@ -73,6 +74,7 @@ async def test_every_call_says_that_the_server_is_gone(own_rig: Rig, own_server:
         broker.expire(generation_id),
         broker.standings([generation_id]),
         broker.read_log(generation_id),
+        broker.read_log_page(generation_id, LogPlace.at(0)),
         broker.gateway_beat(GATEWAY),
         broker.gateway_gone(GATEWAY),
         broker.read_inbox(GATEWAY, "0", block_ms=1),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract.log_pages import LogPage, LogPlace
 from contract.messages import (
     CHAIN_START,
     AttemptMark,
@@ -25,6 +26,7 @@ from tests.contract.rig import make_job
 from tests.service.gateways import Received
 
 NUM_CHOICES = 3
+PAGE_ENTRIES = 3
 JOB = make_job("0.x")
 JOB = replace(JOB, sampling=replace(JOB.sampling, n=NUM_CHOICES))
 
@@ -52,20 +54,26 @@ def make_log(sizes: list[int], marks: set[int]) -> list[LogEntry]:
 
 
 class Log:
-    """The part of a log that is written so far, read as Broker.read_log reads it."""
+    """The part of a log that is written so far, read by small pages as Broker.read_log_page reads it."""
 
     def __init__(self, entries: list[LogEntry]) -> None:
         self.entries = entries
         self.num_written = 0
 
-    async def read(self, generation_id: str, from_position: int) -> list[LogEntry]:
-        """Entries that hold positions at or after `from_position`."""
+    async def read(self, generation_id: str, place: LogPlace) -> LogPage:
+        """Entries that hold positions at or after the place's start; an entry's number stands for its id."""
         written = self.entries[: self.num_written]
-        return [e for e in written if not is_before(e, from_position)]
+        if place.is_first:
+            first = next((n for n, e in enumerate(written) if not is_before(e, place.start)), len(written))
+        else:
+            first = int(place.first.removeprefix("("))
+        page = written[first : first + PAGE_ENTRIES]
+        following = LogPlace(place.start, f"({first + PAGE_ENTRIES}") if len(page) == PAGE_ENTRIES else None
+        return LogPage([e for e in page if not is_before(e, place.start)], following)
 
 
 def is_before(entry: LogEntry, position: int) -> bool:
-    """Whether XRANGE from position-0 leaves the entry out, or `read_log` does."""
+    """Whether XRANGE from position-0 leaves the entry out, or the page does."""
     match entry:
         case TokenRow():
             return entry.end <= position

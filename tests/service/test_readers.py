@@ -7,9 +7,10 @@ import grpc
 import pytest
 
 from contract.broker import Broker, StepRow
+from contract.log_pages import PAGE_BYTES
 from contract.messages import ChoiceEnd, EndReason, LogEntry, TokenRow
 from llamaherd.v1 import generation_pb2
-from service.token_stream import MAX_BUFFER_BYTES, MAX_MESSAGE_BYTES, TokenStream
+from service.token_stream import MAX_BUFFER_BYTES, TokenStream
 from tests.redis_server import RunningServer
 from tests.service.conftest import is_serving
 from tests.service.gateways import (
@@ -48,7 +49,7 @@ async def test_the_buffer_of_a_slow_reader_is_bounded(worker: ScriptedWorker, ga
     """Beyond the bound it is dropped, and read again from the log when the reader comes back."""
     call, received = await open_stream(gateway, prompt())
     work = await worker.take(received.generation_id)
-    stream = TokenStream(received.generation_id, "anonymous", work.taken.job, worker.broker.read_log, 0.0)
+    stream = TokenStream(received.generation_id, "anonymous", work.taken.job, worker.broker.read_log_page, 0.0)
     highest = 0
     for n in range(60):
         row = work.row(*(f"{n}.{m} ".ljust(1000, ".") for m in range(20)))
@@ -59,8 +60,9 @@ async def test_the_buffer_of_a_slow_reader_is_bounded(worker: ScriptedWorker, ga
 
     got = Received([])
     while not stream.is_finished:
-        for body in await stream.next_messages():
-            assert len(body) < MAX_MESSAGE_BYTES + 2**16
+        bodies = await stream.next_messages()
+        assert sum(map(len, bodies)) < 2 * PAGE_BYTES, "1.2 MB are read by the page"
+        for body in bodies:
             got.add(type(received.messages[0]).FromString(body))
     call.cancel()
 

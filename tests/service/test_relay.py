@@ -10,7 +10,8 @@ import redis.asyncio
 
 from contract import keys
 from contract.broker import Standing, State, StepRow
-from contract.messages import ChoiceEnd, EndReason, LogEntry, LoggedToken, encode_tokens
+from contract.log_pages import LogPage, LogPlace
+from contract.messages import ChoiceEnd, EndReason, LoggedToken, encode_tokens
 from service.relay import pause_after_s
 from service.token_stream import TokenStream
 from tests.service.gateways import (
@@ -319,7 +320,7 @@ async def test_a_record_that_is_lost_after_tokens_is_data_loss(
 def test_a_standing_that_agrees_needs_no_reading() -> None:
     """The comparison asks for the log only where something differs."""
 
-    async def no_log(generation_id: str, position: int) -> list[LogEntry]:
+    async def no_log(generation_id: str, place: LogPlace) -> LogPage:
         raise AssertionError("the log was read")
 
     async def run() -> None:
