@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from contract import connection, keys
 from contract.chat import ChatStore
 from contract.connection import Client, ServerUnfit, answered
+from contract.dead import DeadLetters
 from contract.errors import Overloaded, QuotaExceeded, RequestIdReused, UnknownGeneration
 from contract.log_entries import parse_inbox_row, parse_log_entry
 from contract.log_pages import LogPage, LogPlace, read_page
@@ -87,6 +88,11 @@ class Broker:
     def chat(self) -> ChatStore:
         """Conversations."""
         return ChatStore(self._client)
+
+    @property
+    def dead(self) -> DeadLetters:
+        """Jobs that were set aside."""
+        return DeadLetters(self._client)
 
     async def close(self) -> None:
         """Give every connection back."""
@@ -278,11 +284,6 @@ class Broker:
         where = [(model, job_class) for model in models for job_class in keys.CLASSES]
         answers = await self._run("queues", [keys.queue(*at) for at in where], []) if where else []
         return {at: QueueDepth(*map(int, answer)) for at, answer in zip(where, answers, strict=True)}
-
-    async def num_dead(self) -> int:
-        """Jobs set aside as poison; the stream keeps about the newest thousand."""
-        async with answered():
-            return int(await self._client.xlen(keys.DEAD))
 
     # --- worker ----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 OURS = ("service", "worker", "contract", "telemetry", "herd", "llamaherd")
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_REDIS = "redis://127.0.0.1:6379/0"
 EPILOG = "Exit status: 0 all went well, 1 the service or a process did not, 2 the command line is wrong, 130 Ctrl-C."
 
 
@@ -60,6 +61,10 @@ Tls = Annotated[
 ]
 Ca = Annotated[
     Path | None, typer.Option(help="TLS, and this PEM file says which certificates to trust", envvar="HERD_CA")
+]
+
+RedisUrl = Annotated[
+    str, typer.Option(help="the herd's Redis, as its gateways are told", envvar="HERD_GATEWAY_REDIS_URL")
 ]
 
 
@@ -250,9 +255,7 @@ def models(
 
 @app.command()
 def status(
-    redis_url: Annotated[
-        str, typer.Option(help="the herd's Redis, as its gateways are told", envvar="HERD_GATEWAY_REDIS_URL")
-    ] = "redis://127.0.0.1:6379/0",
+    redis_url: RedisUrl = DEFAULT_REDIS,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object, once")] = False,
     once: Annotated[bool, typer.Option(help="look once; so it is where the output is no terminal")] = False,
 ) -> None:
@@ -260,6 +263,46 @@ def status(
     from herd.status import StatusOptions, run_status
 
     raise SystemExit(run_status(StatusOptions(redis_url, as_json, once)))
+
+
+dead = typer.Typer(help="Jobs that were set aside for killing their workers.", no_args_is_help=True)
+app.add_typer(dead, name="dead")
+
+Generations = Annotated[list[str] | None, typer.Argument(help="as `herd dead list` names them")]
+AllOfThem = Annotated[bool, typer.Option("--all", help="all of them")]
+
+
+@dead.command("list")
+def list_dead(
+    redis_url: RedisUrl = DEFAULT_REDIS,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON array")] = False,
+) -> None:
+    """Show them, never what they asked."""
+    from herd.dead import DeadOptions, run_list
+
+    raise SystemExit(run_list(DeadOptions(redis_url), as_json=as_json))
+
+
+@dead.command("retry")
+def retry_dead(generations: Generations = None, every: AllOfThem = False, redis_url: RedisUrl = DEFAULT_REDIS) -> None:
+    """Queue them anew, each under a new id, for ten minutes after they were set aside: the cause should be mended."""
+    from herd.dead import DeadOptions, run_retry
+
+    raise SystemExit(run_retry(DeadOptions(redis_url, _these(generations, every), every)))
+
+
+@dead.command("drop")
+def drop_dead(generations: Generations = None, every: AllOfThem = False, redis_url: RedisUrl = DEFAULT_REDIS) -> None:
+    """Take them off the list, and out of the count that the alerts look at."""
+    from herd.dead import DeadOptions, run_drop
+
+    raise SystemExit(run_drop(DeadOptions(redis_url, _these(generations, every), every)))
+
+
+def _these(generations: list[str] | None, every: bool) -> tuple[str, ...]:
+    if bool(generations) == every:
+        raise typer.BadParameter("name generations, or give --all")
+    return tuple(generations or ())
 
 
 @app.command()

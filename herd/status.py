@@ -75,7 +75,7 @@ async def look(broker: Broker, drain: Drain) -> Status:
         gateways=tuple(GatewayRow.of(each, now_ms) for each in gateways),
         workers=tuple(sorted((WorkerRow.of(each, now_ms) for each in workers), key=lambda row: (row.model, row.host))),
         queues=tuple(drain.row(model, job_class) for model in sorted(names) for job_class in CLASSES),
-        dead_letters=await broker.num_dead(),
+        dead_letters=await broker.dead.count(),
     )
 
 

@@ -127,6 +127,8 @@ def view(status: Status) -> RenderableType:
     parts: list[RenderableType] = [_gateways(status.gateways), Text(), _workers(status.workers), Text()]
     parts += [_queues(status.queues), Text()]
     dead = f"{status.dead_letters} jobs were set aside for killing their workers"
+    if status.dead_letters:
+        dead += "; `herd dead list` names them"
     return Group(*parts, Text(dead, style="red" if status.dead_letters else "dim"))
 
 

@@ -161,7 +161,7 @@ class HerdView:
         observe(names.DEAD_LETTERS, lambda: [(self._num_dead, {})])
         while True:
             with suppress(BrokerDown):  # told by service.models
-                self._num_dead = await self._broker.num_dead()
+                self._num_dead = await self._broker.dead.count()
             await asyncio.sleep(POLL_S)
 
     def _read_depths(self) -> Iterable[Reading]:

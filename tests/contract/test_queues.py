@@ -34,4 +34,4 @@ async def test_every_class_of_every_model_is_told(rig: Rig) -> None:
     depths = await rig.broker.queue_depths([MODEL, "unknown"])
     assert set(depths) == {(model, job_class) for model in (MODEL, "unknown") for job_class in keys.CLASSES}
     assert set(depths.values()) == {QueueDepth(0, 0, 0, 0)}
-    assert await rig.broker.num_dead() == 0
+    assert await rig.broker.dead.count() == 0

@@ -174,7 +174,7 @@ async def test_a_cancelled_read_ends_and_leaves_the_pool_usable(rig: Rig) -> Non
             read.cancel()
         outcomes = await asyncio.gather(*reads, return_exceptions=True)
         assert all(isinstance(each, asyncio.CancelledError) for each in outcomes)
-        calls = [rig.broker.num_dead(), rig.broker.leases(["x"]), rig.broker.models()]
+        calls = [rig.broker.dead.count(), rig.broker.leases(["x"]), rig.broker.models()]
         assert await asyncio.gather(*calls) == [0, [("", False)], {MODEL: "bundle-digest"}]
 
 

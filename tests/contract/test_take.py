@@ -118,7 +118,7 @@ async def test_the_job_that_ended_its_workers_is_poison(rig: Rig) -> None:
     assert int((await rig.fields(text.generation_id))["crashes"]) == MAX_CRASHES
     [entry] = await rig.adopt()
     assert await rig.broker.take(entry, worker_id=OTHER_WORKER, lease=new_lease()) is NotTaken.POISON
-    assert await rig.broker.num_dead() == 1
+    assert await rig.broker.dead.count() == 1
     ending = (await rig.broker.read_log(text.generation_id))[-1]
     assert isinstance(ending, Ending)
     assert (ending.reason, ending.attempts) == (EndReason.POISON, MAX_CRASHES)
