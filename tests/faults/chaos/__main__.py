@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000, help="SIGKILLs of workers and gateways")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--streams", type=int, default=64, help="clients at the same time")
-    parser.add_argument("--workers", type=int, default=6)
+    parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60.0, help="no blow after this, or after SIGTERM")
     said = parser.parse_args()

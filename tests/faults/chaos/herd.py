@@ -35,6 +35,7 @@ WORKER_VARIABLES = {
     "HERD_WORKER_DEVICE": "cpu",
     "HERD_WORKER_QUANTIZATION": "none",
     "HERD_WORKER_THREADS": "1",
+    "HERD_WORKER_MAX_SEQUENCES": "64",  # those that are left have room for all that one held
     "HERD_WORKER_KV_CACHE_BYTES": str(128 << 20),
     "HERD_WORKER_LOG_LEVEL": "warning",
     "HERD_WORKER_DRAIN_TIMEOUT_S": "2",
@@ -79,6 +80,7 @@ class LiveWorker:
     worker_id: str
     engine_pid: int
     num_slots: int
+    num_running: int
 
 
 class Herd:
@@ -160,7 +162,9 @@ def _live_worker(beat: WorkerBeat, by_pid: dict[int, Process]) -> LiveWorker | N
     process = by_pid.get(int(beat.fields.get("supervisor_pid", 0)))
     if process is None or beat.fields["state"] != "ready" or not is_alive(int(beat.fields["pid"])):
         return None
-    return LiveWorker(process, beat.worker_id, int(beat.fields["pid"]), int(beat.fields["slots"]))
+    return LiveWorker(
+        process, beat.worker_id, int(beat.fields["pid"]), int(beat.fields["slots"]), int(beat.fields["running"])
+    )
 
 
 async def _serves(channel: grpc.aio.Channel) -> bool:

@@ -48,10 +48,10 @@ class Striker:
         self._readers = readers
         self._client = client
         self._rnd = rnd
-        self._blows: dict[Callable[[], Awaitable[None]], int] = {
-            self._kill_engine: 32,
-            self._kill_worker: 32,
-            self._kill_gateway: 45,
+        self._blows: dict[Callable[[], Awaitable[None]], int] = {  # and how often
+            self._kill_engine: 18,
+            self._kill_worker: 18,
+            self._kill_gateway: 78,
             self._kill_two_workers: 2,
             self._kill_worker_and_adopter: 2,
             self._kill_gateway_and_worker: 3,
@@ -62,6 +62,7 @@ class Striker:
             self._restart_redis: 1,
             self._pause_redis: 1,
         }
+        self._wants_no_worker = (self._kill_gateway, self._freeze_gateway, self._drain_gateway)
 
     async def strike_until(self, num_kills: int, deadline_s: float, note: Callable[[str], None]) -> None:
         """One blow after another, until so many kills, the deadline or `stop`; `note` is told what each was."""
@@ -77,7 +78,8 @@ class Striker:
     async def _strike(self, blow: Callable[[], Awaitable[None]], note: Callable[[str], None]) -> None:
         begun_s = time.monotonic()
         try:
-            await until(self._has_spare, SETTLE_S, "the herd is whole again")
+            is_ready = self._has_spare if blow in self._wants_no_worker else self._is_whole
+            await until(is_ready, SETTLE_S, "the herd is whole again")
             ready_s = time.monotonic()
             await blow()
         except TimeoutError as error:
@@ -88,15 +90,22 @@ class Striker:
         else:
             note(f"{blow.__name__} after {ready_s - begun_s:.1f} s, over in {time.monotonic() - ready_s:.1f} s")
 
+    async def _is_whole(self) -> bool:
+        """Whether everything runs: before a worker is struck, so that no other's start takes the cores it needs."""
+        await asyncio.sleep(ASK_S)
+        return await self._herd.is_whole()
+
     async def _has_spare(self) -> bool:
         """Whether one worker may die and those left have slots for all; both gateways must take calls."""
         await asyncio.sleep(ASK_S)
         workers = await self._herd.live_workers()
         num_slots = sum(each.num_slots for each in workers) - max((each.num_slots for each in workers), default=0)
-        return len(workers) >= 3 and num_slots >= len(self._readers) and await self._herd.gateways_serve()
+        return num_slots >= len(self._readers) and await self._herd.gateways_serve()
 
     async def _victim(self) -> LiveWorker:
-        return self._rnd.choice(await self._herd.live_workers())
+        """One that has something to lose, if there is any."""
+        workers = await self._herd.live_workers()
+        return self._rnd.choice([each for each in workers if each.num_running] or workers)
 
     async def _held(self, *worker_ids: str) -> dict[str, Place]:
         """What these workers are running."""

@@ -9,6 +9,7 @@ from typing import Any
 import redis.asyncio
 
 from contract import keys
+from contract.broker import PROVEN_TOKENS
 
 POLL_S = 0.02
 MAX_WAIT_S = 60.0
@@ -45,7 +46,10 @@ async def places(client: "redis.asyncio.Redis", generation_ids: Iterable[str]) -
 async def recoveries(
     client: "redis.asyncio.Redis", held: dict[str, Place], killed_s: float
 ) -> tuple[list[float], list[str]]:
-    """Wait until every generation has its next token, or has ended.
+    """Wait until every generation has its next token and has proved itself, or has ended.
+
+    One that is struck again before it has proved itself runs alone, in case it is what kills workers: that is another
+    matter than recovery.
 
     Args:
         held: what the dead workers held just before.
@@ -58,9 +62,10 @@ async def recoveries(
     found: list[float] = []
     base: dict[str, int] = {}  # tokens in the log when its worker was dead
     waiting = dict(held)
+    proved: dict[str, int] = {}  # tokens in the log when it has proved itself
     deadline_s = time.monotonic() + MAX_WAIT_S
-    while waiting and time.monotonic() < deadline_s:
-        now = await places(client, waiting)
+    while (waiting or proved) and time.monotonic() < deadline_s:
+        now = await places(client, [*waiting, *proved])
         for generation_id, before in tuple(waiting.items()):
             place = now.get(generation_id)
             if place is None:
@@ -69,8 +74,14 @@ async def recoveries(
                 base[generation_id] = place.num_tokens
             elif place.num_tokens > base.setdefault(generation_id, place.num_tokens):
                 found.append(max(0.0, place.last_ms / 1000 - killed_s))
+                proved[generation_id] = base[generation_id] + PROVEN_TOKENS
                 del waiting[generation_id]
             elif place.state == "finished":  # cancelled meanwhile, or it lacked nothing but its end
                 del waiting[generation_id]
+        proved = {
+            id_: num_tokens
+            for id_, num_tokens in proved.items()
+            if id_ in now and now[id_].state != "finished" and now[id_].num_tokens < num_tokens
+        }
         await asyncio.sleep(POLL_S)
-    return found, list(waiting)
+    return found, [*waiting, *proved]
