@@ -8,7 +8,7 @@ import torch
 
 from contract.bundle import ChatFormat, ChatFormatKind
 from worker.bundle import build_bundle, token_pieces
-from worker.engine.config import LlamaConfig, Quantization
+from worker.engine.config import KVFormat, LlamaConfig, Quantization
 from worker.engine.engine import Engine, EngineSettings
 from worker.engine.loader import load_model
 from worker.progress import Progress
@@ -27,8 +27,8 @@ _CHAT_FORMATS = {
 def load(settings: WorkerSettings, progress: Progress) -> Served:
     """Load the folder of the settings.
 
-    Raises ValueError (UnsupportedModel, BrokenCheckpoint, ModelFolderError) or FileNotFoundError for a folder that
-    cannot be served with these settings.
+    Raises ValueError (UnsupportedModel, UnsupportedSetting, BrokenCheckpoint, ModelFolderError) or FileNotFoundError
+    for a folder that cannot be served with these settings.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -50,6 +50,7 @@ def load(settings: WorkerSettings, progress: Progress) -> Served:
         kv_bytes=settings.kv_cache_bytes or None,
         progress=note,
         fixed_rows=settings.max_sequences if settings.deterministic else 0,
+        kv_format=KVFormat(settings.kv_cache_format),
     )
     log.info("model on device", device=str(device), quantization=progress.quantization, kernels=model.kernels)
     gc.collect()

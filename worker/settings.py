@@ -47,6 +47,11 @@ class WorkerSettings(BaseSettings):
     kv_cache_bytes: int = Field(
         default=0, ge=0, description="size of the KV cache; 0 takes the free GPU memory, on the CPU 256 MiB"
     )
+    kv_cache_format: Literal["float", "int8"] = Field(
+        default="float",
+        description="float is float16 on a GPU, float32 on the CPU; int8 holds nearly twice as many tokens as float16, "
+        "less exactly, and is refused where the Hopper kernels run; the same at every worker of a model",
+    )
 
     dead_after_ms: int = Field(
         default=900, ge=300, description="another worker's heartbeat that stands still this long is a death"

@@ -10,7 +10,7 @@ import torch
 
 from tests.engine.triton_checks import QUANTIZED, small_config
 from worker.engine import triton_path
-from worker.engine.config import Quantization
+from worker.engine.config import KVFormat, Quantization
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
 from worker.engine.linear import Int8Linear, Nf4Linear, ResidentBudget, TiledLinear
 from worker.engine.operators import PLAIN, choose_operators, try_triton
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def test_the_cpu_is_plain_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """It is no loss there."""
-    assert choose_operators(small_config(), Quantization.INT8, CPU, 16) is PLAIN
+    assert choose_operators(small_config(), Quantization.INT8, KVFormat.FLOAT, CPU, 16) is PLAIN
     assert not caplog.records
 
 
@@ -32,7 +32,7 @@ def test_a_device_on_which_triton_does_not_run_is_plain(
 ) -> None:
     """This one: compiled kernels have no driver here. The log says why."""
     with caplog.at_level(logging.WARNING):
-        assert try_triton(small_config(), quantization, CPU, 16) is PLAIN
+        assert try_triton(small_config(), quantization, KVFormat.INT8, CPU, 16) is PLAIN
     assert "no Triton on cpu, so torch and bitsandbytes decode there, slower: " in caplog.text
 
 
@@ -43,7 +43,7 @@ def test_without_triton_the_path_is_plain(monkeypatch: pytest.MonkeyPatch, caplo
     monkeypatch.delattr("worker.engine.triton_path")
     monkeypatch.setitem(sys.modules, "triton", None)
     with caplog.at_level(logging.WARNING):
-        assert try_triton(small_config(), Quantization.NF4, CPU, 16) is PLAIN
+        assert try_triton(small_config(), Quantization.NF4, KVFormat.FLOAT, CPU, 16) is PLAIN
     assert "triton" in caplog.text
 
 
@@ -57,9 +57,9 @@ def test_a_kernel_that_computes_something_else_is_not_used(
 
     monkeypatch.setattr(TritonProduct, "__call__", multiply)
     with pytest.raises(WrongKernel, match="the int8 product of 16 rows is off by nan"):
-        triton_path.check_kernels(small_config(), Quantization.INT8, CPU, 16)
+        triton_path.check_kernels(small_config(), Quantization.INT8, KVFormat.FLOAT, CPU, 16)
     with caplog.at_level(logging.WARNING):
-        assert try_triton(small_config(), Quantization.INT8, CPU, 16) is PLAIN
+        assert try_triton(small_config(), Quantization.INT8, KVFormat.FLOAT, CPU, 16) is PLAIN
     assert "off by nan" in caplog.text
 
 

@@ -43,6 +43,8 @@ _ATTEND = {
     "num_kv_heads": _ANY,
     "table_width": _ANY,
 }
+_NO_SCALES: dict[str, int | None] = {"key_scales_ptr": None, "value_scales_ptr": None}
+_INT8_CACHE = {"keys_ptr": "*i8", "values_ptr": "*i8", "key_scales_ptr": _FLOATS, "value_scales_ptr": _FLOATS}
 _JOIN_PIECES = {"mixed_ptr": _SUMS, "stats_ptr": _SUMS, "positions_ptr": _LONGS, "out_ptr": _X, "max_splits": _ANY}
 
 
@@ -52,7 +54,7 @@ class Variant:
 
     kernel: Any
     types: Mapping[str, str]
-    constants: Mapping[str, int]
+    constants: Mapping[str, int | None]
     num_warps: int
     num_stages: int
     instructions: str = ""
@@ -66,10 +68,11 @@ def product(kernel: Any, types: Mapping[str, str], tile: int, block_inputs: int)
     )
 
 
-def attention(group: int, head_dim: int) -> Variant:
+def attention(group: int, head_dim: int, *, is_int8: bool = False) -> Variant:
     """An attention's variant, over blocks of 16 positions."""
-    constants = triton_attention.variant(group, head_dim, 16)
-    return Variant(attend_splits, _ATTEND, constants, triton_attention.NUM_WARPS, triton_attention.NUM_STAGES, "mma")
+    constants = triton_attention.variant(group, head_dim, 16) | ({} if is_int8 else _NO_SCALES)
+    types = _ATTEND | (_INT8_CACHE if is_int8 else {})
+    return Variant(attend_splits, types, constants, triton_attention.NUM_WARPS, triton_attention.NUM_STAGES, "mma")
 
 
 VARIANTS = {
@@ -87,6 +90,7 @@ VARIANTS = {
     ),
     "attention of 7B": attention(1, 128),
     "attention of 70B": attention(8, 128),
+    "attention over int8": attention(8, 128, is_int8=True),
     "joining pieces": Variant(join_pieces, _JOIN_PIECES, {"HEAD_DIM": 128, "DIMS": 128, "SPLIT": 256}, 4, 3),
 }
 

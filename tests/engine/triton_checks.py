@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,10 +22,11 @@ from torch.nn import functional as F
 from tests.engine.oracle import block_tables, random_prompts
 from tests.engine.random_source import RandomSource
 from worker.engine.batch import SequenceSlice
-from worker.engine.config import LlamaConfig, Quantization
+from worker.engine.bnb import import_bitsandbytes
+from worker.engine.config import KVFormat, LlamaConfig, Quantization
 from worker.engine.kernels.triton_attention import SPLIT, decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
-from worker.engine.kv_tensors import KVTensors
+from worker.engine.kv_tensors import Int8KVTensors, KVTensors
 from worker.engine.loader import load_weights, quantize_nf4
 from worker.engine.model import LlamaModel
 from worker.engine.operators import PLAIN, Operators, try_triton
@@ -58,46 +60,58 @@ def weights_that_differ(quantization: Quantization, device: torch.device) -> flo
     return float((found != dense.half().t()).float().mean())
 
 
-def attention_error(num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, device: torch.device) -> float:
+def attention_error(
+    num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, kv_format: KVFormat, device: torch.device
+) -> float:
     """Of decode attention over scattered blocks, where all that no sequence has written is NaN."""
     generator = torch.Generator().manual_seed(head_dim)
     positions = [0, 1, block_size - 1, block_size, SPLIT - 1, SPLIT, SPLIT + 70, 2 * SPLIT + 3]
     width = positions[-1] // block_size + 1
-    tables = torch.randperm(len(positions) * width, generator=generator).view(-1, width)
-    shape = (len(positions) * width, block_size, num_kv_heads, head_dim)
-    keys, values = (torch.full(shape, math.nan, dtype=torch.float16) for _ in range(2))
-    query = torch.randn(len(positions), num_heads, head_dim, generator=generator).half()
-    expected = torch.empty(query.shape, dtype=torch.float64)
+    tables = torch.randperm(len(positions) * width, generator=generator).view(-1, width).to(device)
+    config = replace(small_config(), num_layers=1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+    kind, dtype = (Int8KVTensors, torch.float32) if kv_format is KVFormat.INT8 else (KVTensors, torch.float16)
+    kv = kind(config, num_blocks=tables.numel(), block_size=block_size, dtype=dtype, device=device)
+    poison(kv)
+    query = torch.randn(len(positions), num_heads, head_dim, generator=generator).half().to(device)
+    expected = torch.empty(query.shape, dtype=torch.float64, device=device)
     for row, position in enumerate(positions):
-        places = torch.arange(position + 1)
+        places = torch.arange(position + 1, device=device)
         slots = tables[row, places // block_size] * block_size + places % block_size
-        for cache in (keys, values):
-            new = torch.randn(position + 1, num_kv_heads, head_dim, generator=generator).half()
-            cache.view(-1, num_kv_heads, head_dim)[slots] = new
-        all_keys, all_values = (
-            cache.view(-1, num_kv_heads, head_dim)[slots].double().repeat_interleave(num_heads // num_kv_heads, 1)
-            for cache in (keys, values)
+        new_keys, new_values = torch.randn(2, position + 1, num_kv_heads, head_dim, generator=generator).to(device)
+        kv.write(0, new_keys, new_values, slots, slots[:0])
+        keys, values = (
+            held.flatten(0, 1)[: position + 1].double().repeat_interleave(num_heads // num_kv_heads, 1).transpose(0, 1)
+            for held in kv.read(0, tables[row])
         )
-        mixed = F.scaled_dot_product_attention(
-            query[row, :, None].double(), all_keys.transpose(0, 1), all_values.transpose(0, 1)
-        )
-        expected[row] = mixed[:, 0]
-    query, keys, values, tables = query.to(device), keys.to(device), values.to(device), tables.to(device)
+        expected[row] = F.scaled_dot_product_attention(query[row, :, None].double(), keys, values)[:, 0]
+    scales: list[Tensor | None] = [None, None]
+    if isinstance(kv, Int8KVTensors):
+        scales = [kv.key_scales[0], kv.value_scales[0]]
+    at = torch.tensor(positions, device=device)
     with poisoned_memory():
-        out = decode_attention(
-            query, keys, values, torch.tensor(positions, device=device), tables, num_keys=positions[-1] + 1
-        )
+        out = decode_attention(query, kv.keys[0], kv.values[0], scales[0], scales[1], at, tables, positions[-1] + 1)
     assert out.dtype == torch.float16
-    return relative_error(out.cpu(), expected)
+    return relative_error(out, expected)
 
 
-def logits_error(quantization: Quantization, device: torch.device) -> float:
-    """Of a whole model, against the CPU path: prompts longer and shorter than MAX_ROWS, then decode steps."""
+def poison(kv: KVTensors | Int8KVTensors) -> None:
+    """What others left in the cache is NaN."""
+    scales = (*kv.key_scales, *kv.value_scales) if isinstance(kv, Int8KVTensors) else ()
+    for cache in (*kv.keys, *kv.values, *scales):
+        cache.fill_(math.nan if cache.is_floating_point() else 99)
+
+
+def logits_error(quantization: Quantization, kv_format: KVFormat, device: torch.device) -> float:
+    """Of a whole model, against the CPU path: prompts longer and shorter than MAX_ROWS, then decode steps.
+
+    Both hold keys and values alike, so this is not the error of an int8 cache.
+    """
     config = small_config()
     prompts = random_prompts(config.vocab_size, [MAX_ROWS + 20, 5], seed=1)
-    operators = try_triton(config, quantization, device, 16)
+    operators = try_triton(config, quantization, kv_format, device, 16)
     assert operators.name == "triton"
-    tested, oracle = model_of(config, quantization, device, operators), model_of(config, quantization, CPU, PLAIN)
+    tested = model_of(config, quantization, kv_format, device, operators)
+    oracle = model_of(config, quantization, kv_format, CPU, PLAIN)
     tables = block_tables(oracle, [MAX_ROWS + 30, 20, 20])
     steps = [
         [SequenceSlice(prompts[0], 0, tables[0], True)],
@@ -112,10 +126,13 @@ def logits_error(quantization: Quantization, device: torch.device) -> float:
     return max(errors) if all(error == error for error in errors) else math.nan
 
 
-def model_of(config: LlamaConfig, quantization: Quantization, device: torch.device, operators: Operators) -> LlamaModel:
+def model_of(
+    config: LlamaConfig, quantization: Quantization, kv_format: KVFormat, device: torch.device, operators: Operators
+) -> LlamaModel:
     """The same random weights on any device, over a cache of the dtype that the operators take."""
+    kind = Int8KVTensors if kv_format is KVFormat.INT8 else KVTensors
     dtype = torch.float32 if operators is PLAIN else torch.float16
-    kv = KVTensors(config, num_blocks=30, block_size=16, dtype=dtype, device=device)
+    kv = kind(config, num_blocks=30, block_size=16, dtype=dtype, device=device)
     weights = load_weights(RandomSource(config, quantization, device, CPU), config, 1 << 30, lambda _: None, operators)
     return LlamaModel(config, weights, kv, operators.make_attention(kv, device), operators.name)
 
@@ -127,8 +144,7 @@ def small_config() -> LlamaConfig:
 
 def stored(quantization: Quantization, values: Tensor, device: torch.device) -> tuple[Int8Weight | Nf4Weight, Tensor]:
     """A weight, and what bitsandbytes dequantizes it to in float32; both on `device`."""
-    from bitsandbytes import functional  # takes seconds to import
-
+    functional = import_bitsandbytes("bitsandbytes.functional")
     values = values.to(device)
     if quantization is Quantization.INT8:
         codes, row_absmax, _ = functional.int8_vectorwise_quant(values)
@@ -156,7 +172,8 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
 
 # (N, K): whole tiles, a ragged one with inputs in blocks of 64, and enough inputs to be split
 PRODUCTS = [((128, 256), 1), ((100, 192), 1), ((70, 1024), 100)]
-ROWS = (1, 5, 16, 17, 33, 65)
+ROWS = (1, 16, 33, 65)
+# heads, key-value heads, dimensions, positions in a block
 ATTENTIONS = [(4, 4, 128, 16), (16, 2, 64, 64), (3, 1, 80, 16)]
 
 # Each check by its name: what it may be off by at most, and what computes it.
@@ -171,8 +188,15 @@ CHECKS: Mapping[str, tuple[float, Callable[[torch.device], float]]] = {
         for rows in ROWS
     },
     **{f"{kind.value} weights": (0.0, partial(weights_that_differ, kind)) for kind in QUANTIZED[1:]},
-    **{f"attention {shape}": (MAX_ATTENTION_ERROR, partial(attention_error, *shape)) for shape in ATTENTIONS},
-    **{f"{kind.value} model": (MAX_LOGITS_ERROR, partial(logits_error, kind)) for kind in QUANTIZED},
+    **{
+        f"{kv_format.value} attention {shape}": (MAX_ATTENTION_ERROR, partial(attention_error, *shape, kv_format))
+        for shape in ATTENTIONS
+        for kv_format in KVFormat
+    },
+    **{
+        f"{kind.value} model, {kv_format.value} cache": (MAX_LOGITS_ERROR, partial(logits_error, kind, kv_format))
+        for kind, kv_format in zip(QUANTIZED, (KVFormat.FLOAT, KVFormat.FLOAT, KVFormat.INT8), strict=True)
+    },
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.engine.triton_checks import CHECKS, MAX_PRODUCT_ERROR, QUANTIZED, product_error, small_config, stored
-from worker.engine.config import Quantization
+from worker.engine.config import KVFormat, Quantization
 from worker.engine.kernels.triton_attention import SPLIT, decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
 from worker.engine.operators import choose_operators
@@ -24,10 +24,11 @@ def exact_float32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+@pytest.mark.parametrize("kv_format", list(KVFormat))
 @pytest.mark.parametrize("quantization", [Quantization.NONE, *QUANTIZED])
-def test_the_kernels_are_chosen(quantization: Quantization) -> None:
+def test_the_kernels_are_chosen(quantization: Quantization, kv_format: KVFormat) -> None:
     """On every GPU from Ampere on: the check of all variants has passed."""
-    assert choose_operators(small_config(), quantization, CUDA, 16).name == "triton"
+    assert choose_operators(small_config(), quantization, kv_format, CUDA, 16).name == "triton"
 
 
 @pytest.mark.parametrize("name", list(CHECKS))
@@ -66,9 +67,10 @@ def test_attention_does_not_depend_on_the_batch() -> None:
     tables = torch.randperm(4 * 128, device=CUDA).view(4, 128)
     keys, values = (torch.randn(512, 16, 8, 128, device=CUDA).half() for _ in range(2))
     query = torch.randn(4, 64, 128, device=CUDA).half()
-    together = decode_attention(query, keys, values, positions, tables, 2001)
+    together = decode_attention(query, keys, values, None, None, positions, tables, 2001)
     assert not math.isnan(float(together.float().sum()))
     for row in range(4):
         at = slice(row, row + 1)
-        alone = decode_attention(query[at], keys, values, positions[at], tables[at], int(positions[row]) + 1)
+        num_keys = int(positions[row]) + 1
+        alone = decode_attention(query[at], keys, values, None, None, positions[at], tables[at], num_keys)
         assert torch.equal(alone, together[at])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worker.engine.batch import SequenceSlice
-from worker.engine.kv_tensors import KVTensors
+from worker.engine.kv_tensors import KVCache
 
 # Keys of one product on the CPU; at 128 a short chat is one tile, and a product still outweighs the call around it.
 KEY_TILE = 128
@@ -69,15 +69,15 @@ class Attention(Protocol):
         ...
 
 
-def make_attention(kv: KVTensors, device: torch.device) -> Attention:
-    """The attention for `device`, over the tensors of `kv`."""
+def make_attention(kv: KVCache, device: torch.device) -> Attention:
+    """The attention for `device`, over what `kv` holds."""
     return TiledAttention(kv) if device.type == "cpu" else GatheredAttention(kv)
 
 
 class TiledAttention:
     """CPU: float32, one query after the other in arithmetic, all queries of a group at once in time."""
 
-    def __init__(self, kv: KVTensors) -> None:
+    def __init__(self, kv: KVCache) -> None:
         if KEY_TILE % kv.block_size:
             raise ValueError(f"the CPU attends {KEY_TILE} keys at a time; blocks of {kv.block_size} do not divide them")
         self._kv = kv
@@ -92,7 +92,7 @@ class TiledAttention:
     def _attend(self, layer: int, query: Tensor, group: QueryGroup) -> Tensor:
         """[Q, H, D] queries of one group to [Q, H, D]."""
         num_queries, num_heads, head_dim = query.shape
-        num_kv_heads = self._kv.keys[layer].shape[2]
+        num_kv_heads = self._kv.num_kv_heads
         state_shape = (num_kv_heads, num_queries, num_heads // num_kv_heads, 1)
         # Query head h reads key-value head h // (number of query heads per key-value head).
         by_head = query.view(num_queries, num_kv_heads, -1, head_dim).transpose(0, 1) * head_dim**-0.5
@@ -123,11 +123,8 @@ class TiledAttention:
         missing = KEY_TILE // block_size - tile.shape[1]
         if missing:
             tile = torch.cat([tile, tile[:, :1].expand(-1, missing)], dim=1)
-        found = []
-        for cache in (self._kv.keys[layer], self._kv.values[layer]):
-            rows = cache.index_select(0, tile.reshape(-1))
-            found.append(rows.view(tile.shape[0], KEY_TILE, *cache.shape[2:]).permute(2, 0, 1, 3))
-        return found[0], found[1]
+        keys, values = (found.flatten(1, 2).permute(2, 0, 1, 3) for found in self._kv.read(layer, tile))
+        return keys, values
 
     def _scores(self, query: Tensor, keys: Tensor, positions: Tensor, first_key: int) -> Tensor:
         """[kv heads, Q, heads per kv head, KEY_TILE], minus infinity where a key comes after its query."""
@@ -141,7 +138,7 @@ class TiledAttention:
 class GatheredAttention:
     """GPU: torch's own attention over keys and values copied out of their blocks."""
 
-    def __init__(self, kv: KVTensors) -> None:
+    def __init__(self, kv: KVCache) -> None:
         self._kv = kv
 
     def __call__(self, layer: int, query: Tensor, plan: StepPlan) -> Tensor:
@@ -155,8 +152,7 @@ class GatheredAttention:
         """[Q, H, D] queries of one group to [Q, H, D]."""
         num_slices = group.blocks.shape[0]
         keys, values = (
-            cache[group.blocks].flatten(1, 2)[:, : group.num_keys].transpose(1, 2)
-            for cache in (self._kv.keys[layer], self._kv.values[layer])
+            found.flatten(1, 2)[:, : group.num_keys].transpose(1, 2) for found in self._kv.read(layer, group.blocks)
         )
         # The query heads that share a key-value head stand as its queries: [G, kv heads, Q / G * sharing heads, D].
         num_kv_heads, head_dim = keys.shape[1], query.shape[2]

@@ -13,6 +13,19 @@ class UnsupportedModel(ValueError):
     """The folder holds a model, or a way of storing one, that this engine does not run."""
 
 
+class UnsupportedSetting(ValueError):
+    """What was asked for does not go together with the device or the kernels that run there."""
+
+
+class KVFormat(enum.Enum):
+    """How the KV cache holds keys and values."""
+
+    FLOAT = "float"
+    """float16 on a GPU, float32 on the CPU."""
+    INT8 = "int8"
+    """8 bits a number, and one float32 for each position and head."""
+
+
 class Quantization(enum.Enum):
     """How the linear layers of the decoder are stored. Embedding and lm_head are never quantized here."""
 

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from worker.engine.bnb import import_bitsandbytes
 from worker.engine.checkpoint import BrokenCheckpoint, Checkpoint
-from worker.engine.config import LlamaConfig, Quantization, UnsupportedModel
+from worker.engine.config import KVFormat, LlamaConfig, Quantization, UnsupportedModel, UnsupportedSetting
 from worker.engine.hopper_model import HopperModel
 from worker.engine.hopper_weights import HopperLayer, HopperWeights, UnpackableWeight, hopper_takes, pack_linear
 from worker.engine.kernels.attention import BLOCK_SIZE as HOPPER_BLOCK_SIZE
 from worker.engine.kernels.build import KernelBuildError
 from worker.engine.kernels.gemm import GemmWorkspace
-from worker.engine.kv_tensors import KVTensors, free_gpu_bytes, num_blocks_in
+from worker.engine.kv_tensors import KVTensors, make_kv
 from worker.engine.linear import ResidentBudget
 from worker.engine.model import LlamaLayer, LlamaModel, LlamaWeights
 from worker.engine.operators import PLAIN, Operators, choose_operators
@@ -41,8 +41,6 @@ from worker.engine.weights import (
 )
 
 CPU_RESIDENT_BYTES = 2 << 30  # float32 copies of dequantized weights that the CPU path keeps
-CPU_KV_BYTES = 256 << 20  # when the caller names no size
-GPU_KV_FRACTION = 0.9  # of the memory that is free once the weights are there; the rest is for activations
 NF4_BLOCK_SIZE = 64  # transformers' default
 PLAIN_BLOCK_SIZE = 16  # positions in a block of a LlamaModel's KV cache
 HOPPER_WEIGHTS_SHARE = 0.9  # of the time that loading takes; the rest makes kernels and graphs
@@ -61,6 +59,7 @@ def load_model(
     resident_bytes: int = CPU_RESIDENT_BYTES,
     progress: Callable[[float], None] = lambda _: None,
     fixed_rows: int = 0,
+    kv_format: KVFormat = KVFormat.FLOAT,
 ) -> LlamaModel | HopperModel:
     """Load a Hugging Face folder that is unquantized, or that transformers saved in 8 or 4 bits.
 
@@ -75,14 +74,18 @@ def load_model(
         resident_bytes: bound on float32 copies of weights; CPU only.
         progress: called with the fraction loaded, 0 to 1, rising; on the caller's thread.
         fixed_rows: see HopperModel; a LlamaModel on the CPU computes every row alike anyway.
+        kv_format: what keys and values are held in; a HopperModel's only as floats.
 
     Raises UnsupportedModel for a model that the engine does not run or bytes that are already quantized otherwise,
-    BrokenCheckpoint for missing or misshapen tensors, ValueError if the KV cache does not fit its budget.
+    UnsupportedSetting for a KV format that the device's kernels do not read, BrokenCheckpoint for missing or misshapen
+    tensors, ValueError if the KV cache does not fit its budget.
     """
     config = LlamaConfig.from_folder(folder)
     with Checkpoint(folder) as checkpoint:
         source = FolderSource(checkpoint, config, quantization, device)
         if block_size in (None, HOPPER_BLOCK_SIZE) and hopper_takes(config, source.quantization, device):
+            if kv_format is not KVFormat.FLOAT:
+                raise UnsupportedSetting(f"the Hopper kernels read a KV cache of float16, not {kv_format.value}")
             try:
                 return load_hopper_model(
                     source, config, kv_blocks=kv_blocks, kv_bytes=kv_bytes, progress=progress, fixed_rows=fixed_rows
@@ -90,10 +93,16 @@ def load_model(
             except (UnpackableWeight, KernelBuildError) as error:
                 log.warning("the Hopper kernels do not run %s, decoding will be slow: %s", folder, error)
         block_size = block_size or PLAIN_BLOCK_SIZE
-        operators = choose_operators(config, source.quantization, device, block_size)
+        operators = choose_operators(config, source.quantization, kv_format, device, block_size)
         weights = load_weights(source, config, resident_bytes, progress, operators)
     model = build_model(
-        config, weights, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size, operators=operators
+        config,
+        weights,
+        kv_blocks=kv_blocks,
+        kv_bytes=kv_bytes,
+        block_size=block_size,
+        operators=operators,
+        kv_format=kv_format,
     )
     progress(1.0)
     return model
@@ -121,7 +130,8 @@ def load_hopper_model(
 
     weights = load_hopper_weights(source, config, note_weights)
     device = weights.embedding.device
-    kv = _make_kv(config, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=HOPPER_BLOCK_SIZE)
+    kv = make_kv(config, KVFormat.FLOAT, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=HOPPER_BLOCK_SIZE)
+    assert isinstance(kv, KVTensors)
     model = HopperModel(config, weights, kv, note_graphs, fixed_rows)
     progress(1.0)
     return model
@@ -135,23 +145,12 @@ def build_model(
     kv_bytes: int | None,
     block_size: int,
     operators: Operators = PLAIN,
+    kv_format: KVFormat = KVFormat.FLOAT,
 ) -> LlamaModel:
     """Put a KV cache beside weights that are on their device. Arguments and errors are those of `load_model`."""
     device = weights.embedding.device
-    kv = _make_kv(config, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size)
+    kv = make_kv(config, kv_format, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size)
     return LlamaModel(config, weights, kv, operators.make_attention(kv, device), operators.name)
-
-
-def _make_kv(
-    config: LlamaConfig, device: torch.device, *, kv_blocks: int | None, kv_bytes: int | None, block_size: int
-) -> KVTensors:
-    on_cpu = device.type == "cpu"
-    dtype = torch.float32 if on_cpu else torch.float16
-    if kv_blocks is None:
-        if kv_bytes is None:
-            kv_bytes = CPU_KV_BYTES if on_cpu else free_gpu_bytes(device, GPU_KV_FRACTION)
-        kv_blocks = num_blocks_in(config, kv_bytes, block_size, dtype)
-    return KVTensors(config, num_blocks=kv_blocks, block_size=block_size, dtype=dtype, device=device)
 
 
 class WeightSource(Protocol):

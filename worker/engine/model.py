@@ -16,7 +16,7 @@ from worker.engine.attention import Attention, plan_step
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig
 from worker.engine.device_probe import probe_device
-from worker.engine.kv_tensors import KVTensors
+from worker.engine.kv_tensors import KVCache
 from worker.engine.linear import Linear
 
 
@@ -50,7 +50,7 @@ class LlamaModel:
     """
 
     def __init__(
-        self, config: LlamaConfig, weights: LlamaWeights, kv: KVTensors, attention: Attention, kernels: str
+        self, config: LlamaConfig, weights: LlamaWeights, kv: KVCache, attention: Attention, kernels: str
     ) -> None:
         self.config = config
         self.kernels = kernels

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from worker.engine.attention import Attention, make_attention
-from worker.engine.config import LlamaConfig, Quantization
-from worker.engine.kv_tensors import KVTensors
+from worker.engine.config import KVFormat, LlamaConfig, Quantization
+from worker.engine.kv_tensors import KVCache
 from worker.engine.linear import Linear, ResidentBudget, make_linear
 from worker.engine.weights import LinearWeight
 
@@ -25,32 +25,35 @@ class Operators:
 
     name: str
     make_linear: Callable[[LinearWeight, ResidentBudget], Linear]
-    make_attention: Callable[[KVTensors, torch.device], Attention]
+    make_attention: Callable[[KVCache, torch.device], Attention]
 
 
 PLAIN = Operators("torch", make_linear, make_attention)
 
 
 def choose_operators(
-    config: LlamaConfig, quantization: Quantization, device: torch.device, block_size: int
+    config: LlamaConfig, quantization: Quantization, kv_format: KVFormat, device: torch.device, block_size: int
 ) -> Operators:
     """Triton's on a GPU from Ampere on, if they run there; else torch's and bitsandbytes'.
 
     Args:
         quantization: how the weights shall be stored.
+        kv_format: what the KV cache shall be held in.
         block_size: positions in one block of the KV cache.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= FIRST_CAPABILITY:
-        return try_triton(config, quantization, device, block_size)
+        return try_triton(config, quantization, kv_format, device, block_size)
     return PLAIN
 
 
-def try_triton(config: LlamaConfig, quantization: Quantization, device: torch.device, block_size: int) -> Operators:
+def try_triton(
+    config: LlamaConfig, quantization: Quantization, kv_format: KVFormat, device: torch.device, block_size: int
+) -> Operators:
     """Triton's operators, if every kernel that the model needs gives the right numbers on `device`; else PLAIN."""
     try:
         from worker.engine import triton_path  # torch brings Triton only where it is built for CUDA
 
-        triton_path.check_kernels(config, quantization, device, block_size)
+        triton_path.check_kernels(config, quantization, kv_format, device, block_size)
     except Exception as error:  # of a compiler, a linker, a loader or a driver: there is no common one
         log.warning("no Triton on %s, so torch and bitsandbytes decode there, slower: %s", device, error)
         return PLAIN

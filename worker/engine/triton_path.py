@@ -9,10 +9,10 @@ from torch import Tensor
 
 from worker.engine.attention import Attention, GatheredAttention, QueryGroup, plan_step
 from worker.engine.batch import SequenceSlice
-from worker.engine.config import LlamaConfig, Quantization
+from worker.engine.config import KVFormat, LlamaConfig, Quantization
 from worker.engine.kernels.triton_attention import SPLIT, decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TILE_SIZES, TritonProduct, block_inputs, takes
-from worker.engine.kv_tensors import KVTensors
+from worker.engine.kv_tensors import Int8KVTensors, KVCache, KVTensors
 from worker.engine.linear import Int8Linear, Linear, Nf4Linear, ResidentBudget, make_linear
 from worker.engine.weights import DenseWeight, Int8Weight, LinearWeight, Nf4Weight
 
@@ -43,8 +43,19 @@ class TritonAttention(GatheredAttention):
     def _attend(self, layer: int, query: Tensor, group: QueryGroup) -> Tensor:
         if group.blocks.shape[0] != query.shape[0]:
             return super()._attend(layer, query, group)
+        kv = self._kv
+        key_scales, value_scales = None, None
+        if isinstance(kv, Int8KVTensors):
+            key_scales, value_scales = kv.key_scales[layer], kv.value_scales[layer]
         return decode_attention(
-            query, self._kv.keys[layer], self._kv.values[layer], group.positions, group.blocks, group.num_keys
+            query,
+            kv.keys[layer],
+            kv.values[layer],
+            key_scales,
+            value_scales,
+            group.positions,
+            group.blocks,
+            group.num_keys,
         )
 
 
@@ -58,12 +69,14 @@ def make_triton_linear(weight: LinearWeight, resident: ResidentBudget) -> Linear
     return TritonLinear(TritonProduct(weight, _num_multiprocessors(weight.device)), plain)
 
 
-def make_triton_attention(kv: KVTensors, _: torch.device) -> Attention:
-    """Over the tensors of `kv`, which are float16."""
+def make_triton_attention(kv: KVCache, _: torch.device) -> Attention:
+    """Over the tensors of `kv`, which are float16 or int8."""
     return TritonAttention(kv)
 
 
-def check_kernels(config: LlamaConfig, quantization: Quantization, device: torch.device, block_size: int) -> None:
+def check_kernels(
+    config: LlamaConfig, quantization: Quantization, kv_format: KVFormat, device: torch.device, block_size: int
+) -> None:
     """Run every variant of the kernels that a model of this shape needs on small inputs, and compare with torch.
 
     So each is compiled, or found on disk, before the first request. Raises WrongKernel, and whatever Triton raises
@@ -75,7 +88,7 @@ def check_kernels(config: LlamaConfig, quantization: Quantization, device: torch
         for block in sorted({block_inputs(size) for size in inputs if size % 64 == 0}):
             for rows in TILE_SIZES:
                 _check_product(quantization, rows, 6 * block, generator)
-    _check_attention(config, block_size, generator)
+    _check_attention(config, kv_format, block_size, generator)
 
 
 def _check_product(quantization: Quantization, num_rows: int, num_inputs: int, generator: torch.Generator) -> None:
@@ -95,14 +108,17 @@ def _check_product(quantization: Quantization, num_rows: int, num_inputs: int, g
         _compare(product(x), expected, f"the {quantization.value} product of {num_rows} rows")
 
 
-def _check_attention(config: LlamaConfig, block_size: int, generator: torch.Generator) -> None:
+def _check_attention(config: LlamaConfig, kv_format: KVFormat, block_size: int, generator: torch.Generator) -> None:
     """Two sequences, one of a single position and one of two pieces."""
     device, lengths = generator.device, (1, SPLIT + 20)
     num_blocks = 1 + -(-lengths[1] // block_size)
+    kind = Int8KVTensors if kv_format is KVFormat.INT8 else KVTensors
     one_layer = replace(config, num_layers=1)
-    kv = KVTensors(one_layer, num_blocks=num_blocks, block_size=block_size, dtype=torch.float16, device=device)
-    for cache in (*kv.keys, *kv.values):
-        cache.normal_(generator=generator)
+    kv = kind(one_layer, num_blocks=num_blocks, block_size=block_size, dtype=torch.float16, device=device)
+    slots = torch.arange(num_blocks * block_size, device=device)
+    held = (2, len(slots), config.num_kv_heads, config.head_dim)
+    keys, values = torch.randn(held, device=device, generator=generator)
+    kv.write(0, keys, values, slots, slots[:0])
     tables: tuple[list[int], list[int]] = ([0], list(range(num_blocks - 1, 0, -1)))
     slices = [SequenceSlice([0], length - 1, table, True) for length, table in zip(lengths, tables, strict=True)]
     plan = plan_step(slices, block_size, device)

@@ -24,6 +24,8 @@ def attend_splits(
     query_ptr: tl.tensor,
     keys_ptr: tl.tensor,
     values_ptr: tl.tensor,
+    key_scales_ptr: tl.tensor | None,
+    value_scales_ptr: tl.tensor | None,
     positions_ptr: tl.tensor,
     tables_ptr: tl.tensor,
     mixed_ptr: tl.tensor,
@@ -63,15 +65,21 @@ def attend_splits(
         places = start + tl.arange(0, TILE)
         is_seen = places <= position
         block = tl.load(tables_ptr + row * table_width + places // BLOCK_SIZE, mask=is_seen, other=0)
-        offsets = ((block * BLOCK_SIZE + places % BLOCK_SIZE) * num_kv_heads + kv_head) * HEAD_DIM
+        slots = (block * BLOCK_SIZE + places % BLOCK_SIZE) * num_kv_heads + kv_head
+        offsets = slots[:, None] * HEAD_DIM + dims[None, :]
         is_held = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
-        keys = tl.load(keys_ptr + offsets[:, None] + dims[None, :], mask=is_held, other=0.0)
-        values = tl.load(values_ptr + offsets[:, None] + dims[None, :], mask=is_held, other=0.0)
-        scores = tl.where(is_seen[None, :], tl.dot(query, tl.trans(keys)) * scale, float("-inf"))
+        keys = tl.load(keys_ptr + offsets, mask=is_held, other=0).to(tl.float16)
+        values = tl.load(values_ptr + offsets, mask=is_held, other=0).to(tl.float16)
+        scores = tl.dot(query, tl.trans(keys)) * scale
+        if key_scales_ptr is not None:
+            scores *= tl.load(key_scales_ptr + slots, mask=is_seen, other=0.0)[None, :]
+        scores = tl.where(is_seen[None, :], scores, float("-inf"))
         higher = tl.maximum(greatest, tl.max(scores, 1))
         shrink = tl.exp2(greatest - higher)
         weights = tl.exp2(scores - higher[:, None])
         total = total * shrink + tl.sum(weights, 1)
+        if value_scales_ptr is not None:
+            weights *= tl.load(value_scales_ptr + slots, mask=is_seen, other=0.0)[None, :]
         mixed = tl.dot(weights.to(tl.float16), values, mixed * shrink[:, None])
         greatest = higher
     at = head * tl.num_programs(2) + split
@@ -113,13 +121,21 @@ def join_pieces(
 
 
 def decode_attention(
-    query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, tables: Tensor, num_keys: int
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    positions: Tensor,
+    tables: Tensor,
+    num_keys: int,
 ) -> Tensor:
     """Attend one token of each sequence, whose key and value are already in the cache.
 
     Args:
         query: [B, H, D] fp16, contiguous, rotated.
-        keys, values: [blocks, block size, kv heads, D] fp16, contiguous.
+        keys, values: [blocks, block size, kv heads, D] fp16 or int8, contiguous.
+        key_scales, value_scales: of an int8 cache [blocks, block size, kv heads] float32, contiguous; else None.
         positions: [B] int64, of the tokens.
         tables: [B, any] int64, the blocks of each sequence up to its token's.
         num_keys: no position is this large.
@@ -129,7 +145,8 @@ def decode_attention(
     """
     rows, num_heads, head_dim = query.shape
     num_kv_heads = keys.shape[2]
-    assert query.dtype == keys.dtype == values.dtype == torch.float16
+    assert query.dtype == torch.float16
+    assert keys.dtype == values.dtype == (torch.float16 if key_scales is None else torch.int8)
     assert positions.dtype == tables.dtype == torch.int64
     assert query.is_contiguous()
     assert keys.is_contiguous()
@@ -144,6 +161,8 @@ def decode_attention(
             query,
             keys,
             values,
+            key_scales,
+            value_scales,
             positions,
             tables,
             mixed,
