@@ -29,13 +29,14 @@ class Conversation:
     """One stream. `seen` takes what its turns bring."""
 
     def __init__(self, stub: chat_pb2_grpc.ChatServiceStub, rng: random.Random, prompt: int, new: int) -> None:
-        self._call: Any = stub.Chat()
+        self._stub = stub
         self._rng = rng
         self._prompt = prompt
         self._new = new
 
     async def open(self) -> None:
-        """Set it up."""
+        """Begin the stream only now: a gateway waits half a minute for a setup."""
+        self._call: Any = self._stub.Chat()
         setup = chat_pb2.ChatSetup(
             sampling=common_pb2.Sampling(temperature=0), stopping=common_pb2.Stopping(max_new_tokens=self._new)
         )
