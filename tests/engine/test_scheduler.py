@@ -183,6 +183,19 @@ def test_held_sequences_give_way_to_one_that_waits_where_nothing_else_can_run() 
     assert herd.step() == [("g2", 8)]
 
 
+def test_a_held_sequence_gives_its_place_to_one_that_waits_where_nothing_else_can_run() -> None:
+    """Blocks are free, but no place: the last job had more choices than were left."""
+    herd = Herd(num_blocks=8, max_sequences=2)
+    first, second = herd.add(3), herd.add(3)
+    assert herd.step() == [("g1", 3), ("g2", 3)]
+    herd.add(3)
+    assert herd.step() == [("g1", 1), ("g2", 1)]
+    first.is_held = second.is_held = True
+    assert herd.scheduler.can_schedule
+    assert herd.step() == [("g3", 3)]
+    assert (len(first.block_table), second.block_table) == (1, [])
+
+
 def test_the_oldest_always_advances_in_a_pool_that_fits_only_it() -> None:
     """No livelock: with everybody's wishes far above the pool, each sequence completes, oldest first."""
     herd = Herd(num_blocks=5)

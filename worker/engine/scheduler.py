@@ -180,7 +180,7 @@ class Scheduler:
 
     def _next_admissible(self) -> Sequence | None:
         """The first waiting sequence that is ready, if slots and blocks allow it. Nobody overtakes it."""
-        if len(self._running) >= self._settings.max_sequences:
+        if len(self._running) >= self._settings.max_sequences and not self._is_held_up:
             return None
         for sequence in self._waiting:
             if not sequence.is_held and (shared := self._shared_blocks(sequence)) is not None:
@@ -196,6 +196,8 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> None:
         num_blocks = self._num_blocks_for(len(sequence.token_ids) + 1)
+        if len(self._running) >= self._settings.max_sequences:
+            self._preempt(self._running[-1])
         while num_blocks - len(shared := self._shared_blocks(sequence) or []) > self._pool.num_free:
             self._preempt(self._running[-1])  # held, as all of them are
         self._waiting.remove(sequence)
