@@ -97,7 +97,7 @@ class Claimer:
             await self._take_together([entry for entry in adopted if not entry.runs_alone])
             for entry in adopted:
                 if entry.runs_alone:
-                    await self._take_alone(entry)
+                    await (self._take_alone(entry) if self._has_room() else self._hand_back(entry))
             if len(adopted) < max_jobs:
                 return
 
