@@ -1,4 +1,4 @@
-"""The Envoy that browsers need, by the project's own configuration, before whichever gateways a test has."""
+"""The Envoy that browsers need, by the project's own configurations, before whichever gateways a test has."""
 
 import json
 import sys
@@ -17,15 +17,21 @@ from tests.herd_process import ROOT
 from tests.until import until
 
 ENVOY = str(Path(sys.executable).with_name("envoy"))
-CONFIG = ROOT / "images/envoy.yaml"
+CONFIG, TLS_CONFIG = ROOT / "images/envoy.yaml", ROOT / "images/envoy.tls.yaml"
 LOOPBACK = {"socket_address": {"address": "127.0.0.1", "port_value": 0}}
 
 
 @asynccontextmanager
-async def envoy(pools: Mapping[str, Sequence[str]], folder: Path) -> AsyncIterator[Mapping[str, str]]:
-    """One process that listens once for each pool of gateways; its addresses, by the pools' names."""
+async def envoy(
+    pools: Mapping[str, Sequence[str]], folder: Path, *, tls: tuple[Path, Path] | None = None
+) -> AsyncIterator[Mapping[str, str]]:
+    """One process that listens once for each pool of gateways; its addresses, by the pools' names.
+
+    Args:
+        tls: files of a key and a certificate, which is the gateways' own.
+    """
     path, admin, log = folder / "envoy.json", folder / "admin", folder / "envoy.log"
-    path.write_text(json.dumps(config_for(pools)))
+    path.write_text(json.dumps(_config(pools, tls)))
     command = (
         ENVOY,
         "-c",
@@ -58,9 +64,13 @@ async def envoy(pools: Mapping[str, Sequence[str]], folder: Path) -> AsyncIterat
         process.wait()
 
 
-def config_for(pools: Mapping[str, Sequence[str]]) -> Any:
-    """What compose.yaml's Envoy is told, but for addresses; listener and cluster once for each pool."""
-    config = yaml.safe_load(CONFIG.read_text())
+def _config(pools: Mapping[str, Sequence[str]], tls: tuple[Path, Path] | None) -> Any:
+    """What the compose files' Envoy is told, but for addresses and paths; listener and cluster once for each pool."""
+    text = (CONFIG if tls is None else TLS_CONFIG).read_text()
+    if tls is not None:
+        key, cert = tls
+        text = text.replace("/run/secrets/tls-key", str(key)).replace("/run/secrets/tls-cert", str(cert))
+    config = yaml.safe_load(text)
     config["admin"]["address"] = LOOPBACK
     resources = config["static_resources"]
     (listener,), (cluster,) = resources["listeners"], resources["clusters"]

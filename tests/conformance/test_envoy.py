@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from service import status
-from tests.conformance.envoy import CONFIG, ENVOY, envoy
+from tests.conformance.envoy import CONFIG, ENVOY, TLS_CONFIG, envoy
 from tests.herd_process import ROOT
 
 PATH = "/llamaherd.v1.ModelService/ListModels"
@@ -37,9 +37,21 @@ def ask(address: str, method: str, headers: Mapping[str, str], body: bytes = b""
 
 
 def test_envoy_takes_it() -> None:
-    """As it stands, and not with a word that it does not know."""
+    """As it stands. (The one with TLS is run by test_typescript.py: it wants its certificate.)"""
     done = subprocess.run((ENVOY, "--mode", "validate", "--config-path", str(CONFIG)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_tls_changes_nothing_else() -> None:
+    """But for transport sockets, one file is the other."""
+    plain, secured = (yaml.safe_load(path.read_text()) for path in (CONFIG, TLS_CONFIG))
+    for listener in secured["static_resources"]["listeners"]:
+        for chain in listener["filter_chains"]:
+            del chain["transport_socket"]
+    for cluster in secured["static_resources"]["clusters"]:
+        del cluster["transport_socket"]
+
+    assert secured == plain
 
 
 def test_it_goes_to_the_gateways_of_compose() -> None:

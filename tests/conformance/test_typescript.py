@@ -1,9 +1,12 @@
 """The TypeScript client beside its scenarios: its README, its generated types, TLS, keys, gateways that are lost."""
 
+import asyncio
 import re
 import signal
+import socket
+import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 from tests.clients.python.gateway_processes import GatewayProcess, gateway_processes, reader_of
 from tests.clients.python.scripted_gateway import scripted
+from tests.conformance.envoy import envoy
 from tests.conformance.runners import Observation, run_command
 from tests.herd_process import HerdProcess
 from tests.service.test_process import make_certificate
@@ -26,34 +30,49 @@ LOST_AFTER = 20
 
 @dataclass(frozen=True, slots=True)
 class Secured:
-    """Gateways that speak TLS, and the program that runs scenarios against them."""
+    """Three gateways that speak TLS, an Envoy before them that does too, and the programs that run scenarios there."""
 
     gateways: list[GatewayProcess]
-    command: tuple[str, ...]
+    proxy: str
+    node: tuple[str, ...]
+    web: tuple[str, ...]
 
-    @property
-    def addresses(self) -> dict[str, str]:
-        """By number."""
-        return {str(number): gateway.address for number, gateway in enumerate(self.gateways)}
+    async def run(self, step: dict[str, Any], heard: Callable[[str], Awaitable[None]] | None = None) -> Observation:
+        """One step, by Node's client."""
+        gateways = {str(number): gateway.address for number, gateway in enumerate(self.gateways)}
+        (seen,) = await run_command(self.node, {"gateways": gateways, "steps": [step]}, heard)
+        return seen
+
+    async def run_web(self, step: dict[str, Any], heard: Callable[[str], Awaitable[None]] | None = None) -> Observation:
+        """One step, by the browser's client through Envoy."""
+        steps = [step | {"at": ["proxy"]}]
+        (seen,) = await run_command(self.web, {"gateways": {"proxy": self.proxy}, "steps": steps}, heard)
+        return seen
 
 
 @pytest.fixture(scope="module")
 async def secured(
     typescript: Path, herd_up: HerdProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Secured]:
-    """Three, so that each test may lose one."""
+    """For all tests here: two streams at a time may each lose a gateway."""
     folder = tmp_path_factory.mktemp("secured")
     key, cert = make_certificate(folder)
-    command = ("node", str(typescript / "dist" / "conformance" / "runner.js"), str(cert))
+    runner = str(typescript / "dist" / "conformance" / "runner.js")
     async with gateway_processes(herd_up.redis_url, 3, folder, tls=(key, cert)) as gateways:
-        yield Secured(gateways, command)
+        pool = {"all": [gateway.address for gateway in gateways]}
+        async with envoy(pool, folder, tls=(key, cert)) as addresses:
+            yield Secured(
+                gateways,
+                addresses["all"].replace("127.0.0.1", "localhost"),
+                node=("node", runner, "tls", str(cert)),
+                web=("env", f"NODE_EXTRA_CA_CERTS={cert}", "node", runner, "web"),
+            )
 
 
 @pytest.fixture(scope="module")
 async def undisturbed(secured: Secured) -> Observation:
     """The story when nothing happens."""
-    (seen,) = await run_command(secured.command, {"gateways": secured.addresses, "steps": [TELL | {"do": "complete"}]})
-    return seen
+    return await secured.run(TELL | {"do": "complete"})
 
 
 @pytest.mark.parametrize(("number", "program"), [(0, "conversation.ts"), (1, "conversation.web.ts")])
@@ -79,15 +98,33 @@ def test_the_conversation_in_node(typescript: Path, herd_up: HerdProcess) -> Non
 
 
 async def test_tls(secured: Secured) -> None:
-    """By a certificate of one's own; a client that does not know it is refused, and so is one that speaks no TLS."""
-    ask = {"do": "complete", "at": ["0"], "prompt": "[INST] Count to ten [/INST]", "patience_s": 0}
-    scenario = {"gateways": secured.addresses, "steps": [ask | {"knobs": {"temperature": 0}}]}
-
-    (seen,) = await run_command(secured.command, scenario)
-    (plain,) = await run_command(secured.command[:-1], scenario)
+    """By a certificate of one's own, also through Envoy; a client that speaks no TLS is refused."""
+    ask = {
+        "do": "complete",
+        "prompt": "[INST] Count to ten [/INST]",
+        "knobs": {"temperature": 0},
+        "at": ["0", "1", "2"],
+    }
+    seen, by_web = await secured.run(ask), await secured.run_web(ask)
+    (plain,) = await run_command(
+        secured.node[:2], {"gateways": {}, "steps": [ask | {"at": [secured.proxy], "patience_s": 0}]}
+    )
 
     assert "9, 10" in seen["texts"][0]
+    assert by_web["texts"] == seen["texts"]
     assert plain["error"]["kind"] == "ConnectionBroken"
+
+
+def test_envoy_offers_http2_to_browsers(secured: Secured) -> None:
+    """Which has no bound of six streams."""
+    context = ssl.create_default_context(cafile=secured.node[-1])
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    host, _, port = secured.proxy.partition(":")
+    with (
+        socket.create_connection((host, int(port))) as plain,
+        context.wrap_socket(plain, server_hostname=host) as wrapped,
+    ):
+        assert wrapped.selected_alpn_protocol() == "h2"
 
 
 async def test_the_key_goes_with_every_call(typescript: Path) -> None:
@@ -106,24 +143,29 @@ async def test_the_key_goes_with_every_call(typescript: Path) -> None:
 async def test_a_gateway_lost_in_mid_stream_is_not_seen(
     secured: Secured, herd_up: HerdProcess, undisturbed: Observation, number: signal.Signals
 ) -> None:
-    """Frozen, so that only its answers to pings stop; killed. The same tokens as undisturbed, each once."""
+    """Frozen, so that only its answers to pings stop; killed. The same tokens as undisturbed, each once.
+
+    Through Envoy too, which pings where a page cannot.
+    """
     lost: list[GatewayProcess] = []
 
     async def lose(generation_id: str) -> None:
         lost.append(await reader_of(herd_up.redis_url, generation_id, secured.gateways))
-        lost[0].send(number)
+        lost[-1].send(number)
 
-    scenario = {"gateways": secured.addresses, "steps": [TELL | {"do": "generate", "tell_after": LOST_AFTER}]}
+    step = TELL | {"do": "generate", "tell_after": LOST_AFTER}
     try:
-        (seen,) = await run_command(secured.command, scenario, heard=lose)
+        async with asyncio.TaskGroup() as group:
+            both = [group.create_task(run(step, lose)) for run in (secured.run, secured.run_web)]
     finally:
         for gateway in lost:
             gateway.send(signal.SIGCONT)
 
-    assert lost
-    assert "error" not in seen
-    assert seen["positions"] == list(range(NUM_TOKENS))
-    assert all(seen[part] == undisturbed[part] for part in ("texts", "ids", "reasons"))
+    assert len(lost) == 2
+    for seen in [each.result() for each in both]:
+        assert "error" not in seen
+        assert seen["positions"] == list(range(NUM_TOKENS))
+        assert all(seen[part] == undisturbed[part] for part in ("texts", "ids", "reasons"))
 
 
 def test_the_types_are_what_the_protos_generate(typescript: Path, tmp_path: Path) -> None:

@@ -164,6 +164,17 @@ def test_every_mounted_file_is_there(services: Any) -> None:
     assert all((ROOT / each["file"]).is_file() for each in configs.values())
 
 
+def test_envoy_serves_tls_with_the_gateways_certificate() -> None:
+    """By another file, that is mounted where the command looks for it."""
+    overlay = load(TLS, TLS_CERT="c.pem", TLS_KEY="k.pem")
+    envoy = overlay["services"]["envoy"]
+    (config,) = envoy["configs"]
+    text = (ROOT / overlay["configs"][config["source"]]["file"]).read_text()
+
+    assert config["target"] in envoy["command"]
+    assert {f"/run/secrets/{secret}" for secret in envoy["secrets"]} == set(re.findall(r"/run/secrets/[\w-]+", text))
+
+
 def test_images_of_others_are_pinned(services: Any) -> None:
     """To a version, so that tomorrow's herd is today's."""
     images = [service["image"] for service in services.values() if "build" not in service]

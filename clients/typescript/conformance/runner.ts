@@ -1,15 +1,25 @@
 /**
  * Runs a scenario in Node: it comes as JSON on standard input; what was seen goes as JSON to standard output.
- * With a file of certificates as argument the gateways are reached by TLS, under the name localhost.
+ * Arguments: none, `tls AUTHORITIES` for gateways of the name localhost, or `web` for the browser's client by https.
  */
 import { readFileSync } from "node:fs";
 import { text } from "node:stream/consumers";
 
 import { Client } from "llamaherd-client";
-import { runScenario, type Scenario } from "./scenario.js";
+import { Client as WebClient } from "llamaherd-client/web";
+import { type Dial, runScenario, type Scenario } from "./scenario.js";
 
-const [authorities] = process.argv.slice(2);
-const tls = authorities !== undefined && { ca: readFileSync(authorities), servername: "localhost" };
+const [way = "", authorities = ""] = process.argv.slice(2);
+
+const dial: Dial = (addresses, behaviour) => {
+  if (way === "web") {
+    const urls = addresses.map((address) => `https://${address}`);
+    return new WebClient(urls, behaviour);
+  }
+  const tls = way === "tls" && { ca: readFileSync(authorities), servername: "localhost" };
+  return new Client(addresses, { ...behaviour, tls });
+};
+
 const scenario = JSON.parse(await text(process.stdin)) as Scenario;
-const seen = await runScenario(scenario, (addresses, behaviour) => new Client(addresses, { ...behaviour, tls }));
+const seen = await runScenario(scenario, dial);
 process.stdout.write(JSON.stringify(seen), () => process.exit(0));
