@@ -16,7 +16,7 @@ from typing import Any
 
 from contract.lifetime import spawn
 
-CHROMIUM = "chromium-headless-shell"
+CHROMIUM = "/usr/lib/chromium/chromium-headless-shell"  # not the script in /usr/bin: the browser outlives that one
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr")
 TASK_TIMEOUT_S = 120.0
 END = None
