@@ -2,9 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from tests.clients.python.gateway_processes import gateway_processes
 from tests.clients.python.scripted_gateway import ScriptedGateway, scripted
 from tests.conformance.browser import Browser, browser
 from tests.conformance.envoy import envoy
-from tests.conformance.runners import Runner, run_command
+from tests.conformance.runners import Program, Runner
 from tests.herd_process import ROOT, HerdProcess
 
 CLIENTS = ("python", "typescript", "go")
@@ -37,8 +36,18 @@ def typescript() -> Path:
     return TYPESCRIPT
 
 
+@pytest.fixture(scope="module")
+async def programs(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Callable[..., Program]]:
+    """The program of a command; it runs until the last test of the module."""
+    folder = tmp_path_factory.mktemp("programs")
+    known: dict[tuple[str, ...], Program] = {}
+    yield lambda *command: known.setdefault(command, Program(command, folder / f"{len(known)}.log"))
+    for program in known.values():
+        await program.end()
+
+
 @pytest.fixture(params=(*CLIENTS, "browser"))
-def runner(request: pytest.FixtureRequest, pair: dict[str, str]) -> Runner:
+def runner(request: pytest.FixtureRequest, pair: dict[str, str], programs: Callable[..., Program]) -> Runner:
     """How a client runs a scenario."""
     if request.param == "browser":
         page: Browser = request.getfixturevalue("page")
@@ -48,9 +57,9 @@ def runner(request: pytest.FixtureRequest, pair: dict[str, str]) -> Runner:
         folder: Path = request.getfixturevalue("typescript")
         command = ("node", str(folder / "dist" / "conformance" / "runner.js"))
     elif request.param == "go":
-        programs: Path = request.getfixturevalue("go_programs")
-        command = (str(programs / "conformance"),)
-    return Runner(pair, partial(run_command, command))
+        built: Path = request.getfixturevalue("go_programs")
+        command = (str(built / "conformance"),)
+    return Runner(pair, programs(*command).run)
 
 
 @pytest.fixture(scope="module")

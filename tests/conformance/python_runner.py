@@ -118,11 +118,12 @@ def _end(seen: Observation, finished: common_pb2.ChoiceFinished) -> None:
 
 
 def main() -> None:
-    """Run the scenario on standard input."""
-    said = json.load(sys.stdin)
-    with ExitStack() as stack:
-        runner = Runner(said["gateways"], stack)
-        json.dump([runner.run(step) for step in said["steps"]], sys.stdout)
+    """Run the scenarios on standard input, a line each."""
+    for line in sys.stdin:
+        said = json.loads(line)
+        with ExitStack() as stack:
+            runner = Runner(said["gateways"], stack)
+            print(json.dumps([runner.run(step) for step in said["steps"]]), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from contract.lifetime import bound
 from tests.herd_process import ROOT
 
+MAX_LINE_BYTES = 16 * 1024 * 1024
 Observation = Mapping[str, Any]
 
 
@@ -27,40 +30,62 @@ class Runner:
     at: Sequence[str] = ("one", "two")
 
 
-async def run_command(
-    command: Sequence[str], scenario: Mapping[str, Any], heard: Callable[[str], Awaitable[None]] | None = None
-) -> list[Observation]:
-    """By a program: the scenario is its standard input, the observations its standard output, as JSON.
+class Program:
+    """A client's program: a scenario is a line of its standard input, observations are a line of its standard output.
 
-    Args:
-        heard: is given each line of its standard error, as it comes.
+    It is started by the first scenario, and again by the next one if it has failed.
     """
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=ROOT,
-        env=os.environ,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    said = ""
-    try:
-        process.stdin.write(json.dumps(scenario).encode())
-        process.stdin.write_eof()
-        async with asyncio.TaskGroup() as group:
-            observations = group.create_task(process.stdout.read())
-            async for line in process.stderr:
-                said += line.decode()
-                if heard is not None:
-                    await heard(line.decode().strip())
-        await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, said
-    seen: list[Observation] = json.loads(observations.result())
-    return seen
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self._command = command
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(
+        self, scenario: Mapping[str, Any], heard: Callable[[str], Awaitable[None]] | None = None
+    ) -> list[Observation]:
+        """The observations.
+
+        Args:
+            heard: is given what a step with `tell_after` tells.
+        """
+        process = self._process or await self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(scenario).encode() + b"\n")
+            while True:
+                line = await process.stdout.readline()
+                assert line, f"it ended:\n{self._log.read_text()[-4000:]}"
+                said: str | list[Observation] = json.loads(line)
+                if isinstance(said, list):
+                    return said
+                assert heard is not None
+                await heard(said)
+        except BaseException:
+            self._kill()
+            self._process = None
+            raise
+
+    async def end(self) -> None:
+        """No more scenarios."""
+        if self._process is not None:
+            self._kill()
+            await self._process.wait()
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            if self._process is not None:
+                self._process.kill()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        with self._log.open("wb") as sink:
+            self._process = await asyncio.create_subprocess_exec(
+                *bound(self._command),
+                cwd=ROOT,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=sink,
+                limit=MAX_LINE_BYTES,
+            )
+        return self._process

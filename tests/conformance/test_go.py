@@ -3,13 +3,14 @@
 import re
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.python.gateway_processes import GatewayProcess, gateway_processes, reader_of
-from tests.conformance.runners import run_command
+from tests.conformance.runners import Program
 from tests.herd_process import ROOT, HerdProcess
 
 FOLDER = ROOT / "clients" / "go"
@@ -48,10 +49,10 @@ def test_its_own_tests(go_programs: Path) -> None:
 
 
 async def test_a_gateway_killed_in_mid_stream_is_not_seen(
-    go_programs: Path, herd_up: HerdProcess, tmp_path: Path
+    go_programs: Path, programs: Callable[..., Program], herd_up: HerdProcess, tmp_path: Path
 ) -> None:
     """The same tokens as undisturbed, each once."""
-    command = (str(go_programs / "conformance"),)
+    program = programs(str(go_programs / "conformance"))
     lost: list[GatewayProcess] = []
     async with gateway_processes(herd_up.redis_url, 2, tmp_path) as gateways:
 
@@ -61,7 +62,7 @@ async def test_a_gateway_killed_in_mid_stream_is_not_seen(
 
         steps = [TELL | {"do": "complete"}, TELL | {"do": "generate", "tell_after": LOST_AFTER}]
         addresses = {str(number): gateway.address for number, gateway in enumerate(gateways)}
-        undisturbed, seen = await run_command(command, {"gateways": addresses, "steps": steps}, heard=lose)
+        undisturbed, seen = await program.run({"gateways": addresses, "steps": steps}, heard=lose)
 
     assert lost
     assert "error" not in seen

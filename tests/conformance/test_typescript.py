@@ -16,7 +16,7 @@ import pytest
 from tests.clients.python.gateway_processes import GatewayProcess, gateway_processes, reader_of
 from tests.clients.python.scripted_gateway import scripted
 from tests.conformance.envoy import envoy
-from tests.conformance.runners import Observation, run_command
+from tests.conformance.runners import Observation, Program
 from tests.herd_process import HerdProcess
 from tests.service.test_process import make_certificate
 
@@ -34,38 +34,48 @@ class Secured:
 
     gateways: list[GatewayProcess]
     proxy: str
-    node: tuple[str, ...]
-    web: tuple[str, ...]
+    cert: Path
+    node: Program
+    web: Program
 
     async def run(self, step: dict[str, Any], heard: Callable[[str], Awaitable[None]] | None = None) -> Observation:
         """One step, by Node's client."""
         gateways = {str(number): gateway.address for number, gateway in enumerate(self.gateways)}
-        (seen,) = await run_command(self.node, {"gateways": gateways, "steps": [step]}, heard)
+        (seen,) = await self.node.run({"gateways": gateways, "steps": [step]}, heard)
         return seen
 
     async def run_web(self, step: dict[str, Any], heard: Callable[[str], Awaitable[None]] | None = None) -> Observation:
         """One step, by the browser's client through Envoy."""
         steps = [step | {"at": ["proxy"]}]
-        (seen,) = await run_command(self.web, {"gateways": {"proxy": self.proxy}, "steps": steps}, heard)
+        (seen,) = await self.web.run({"gateways": {"proxy": self.proxy}, "steps": steps}, heard)
         return seen
 
 
 @pytest.fixture(scope="module")
+def node(typescript: Path) -> tuple[str, ...]:
+    """The command that runs scenarios in Node."""
+    return ("node", str(typescript / "dist" / "conformance" / "runner.js"))
+
+
+@pytest.fixture(scope="module")
 async def secured(
-    typescript: Path, herd_up: HerdProcess, tmp_path_factory: pytest.TempPathFactory
+    node: tuple[str, ...],
+    programs: Callable[..., Program],
+    herd_up: HerdProcess,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Secured]:
     """For all tests here: two streams at a time may each lose a gateway."""
     folder = tmp_path_factory.mktemp("secured")
     key, cert = make_certificate(folder)
-    runner = str(typescript / "dist" / "conformance" / "runner.js")
     async with gateway_processes(herd_up.redis_url, 3, folder, tls=(key, cert)) as gateways:
         pool = {"all": [gateway.address for gateway in gateways]}
         async with envoy(pool, folder, tls=(key, cert)) as addresses:
             yield Secured(
                 gateways,
                 addresses["all"].replace("127.0.0.1", "localhost"),
-                node=("node", runner, "tls", str(cert)),
-                web=("env", f"NODE_EXTRA_CA_CERTS={cert}", "node", runner, "web"),
+                cert,
+                node=programs(*node, "tls", str(cert)),
+                web=programs("env", f"NODE_EXTRA_CA_CERTS={cert}", *node, "web"),
             )
 
 
@@ -97,27 +107,26 @@ def test_the_conversation_in_node(typescript: Path, herd_up: HerdProcess) -> Non
     assert turns == "2 turns"
 
 
-async def test_tls(secured: Secured) -> None:
+async def test_tls(secured: Secured, node: tuple[str, ...], programs: Callable[..., Program]) -> None:
     """By a certificate of one's own, also through Envoy; a client that speaks no TLS is refused."""
     ask = {
         "do": "complete",
+        "at": ["0", "1", "2"],
         "prompt": "[INST] Count to ten [/INST]",
         "knobs": {"temperature": 0},
-        "at": ["0", "1", "2"],
     }
     seen, by_web = await secured.run(ask), await secured.run_web(ask)
-    (plain,) = await run_command(
-        secured.node[:2], {"gateways": {}, "steps": [ask | {"at": [secured.proxy], "patience_s": 0}]}
-    )
+    plain = {"gateways": {}, "steps": [ask | {"at": [secured.proxy], "patience_s": 0}]}
+    (refused,) = await programs(*node).run(plain)
 
     assert "9, 10" in seen["texts"][0]
     assert by_web["texts"] == seen["texts"]
-    assert plain["error"]["kind"] == "ConnectionBroken"
+    assert refused["error"]["kind"] == "ConnectionBroken"
 
 
 def test_envoy_offers_http2_to_browsers(secured: Secured) -> None:
     """Which has no bound of six streams."""
-    context = ssl.create_default_context(cafile=secured.node[-1])
+    context = ssl.create_default_context(cafile=secured.cert)
     context.set_alpn_protocols(["h2", "http/1.1"])
     host, _, port = secured.proxy.partition(":")
     with (
@@ -127,13 +136,12 @@ def test_envoy_offers_http2_to_browsers(secured: Secured) -> None:
         assert wrapped.selected_alpn_protocol() == "h2"
 
 
-async def test_the_key_goes_with_every_call(typescript: Path) -> None:
+async def test_the_key_goes_with_every_call(node: tuple[str, ...], programs: Callable[..., Program]) -> None:
     """With the stream, and with the one that goes on with it."""
-    command = ("node", str(typescript / "dist" / "conformance" / "runner.js"))
     async with scripted("abcdef") as gateway:
-        scenario = {"gateways": {"it": gateway.address}, "api_key": "secret"}
         steps = [{"do": "generate", "at": ["it"], "prompt": "x"}, {"do": "attach", "at": ["it"], "from_position": 3}]
-        first, rest = await run_command(command, scenario | {"steps": steps})
+        scenario = {"gateways": {"it": gateway.address}, "api_key": "secret", "steps": steps}
+        first, rest = await programs(*node).run(scenario)
 
     assert (first["texts"], rest["texts"]) == (["abcdef"], ["def"])
     assert [metadata["authorization"] for metadata in gateway.metadata] == ["Bearer secret"] * 2

@@ -1,5 +1,5 @@
-// Command conformance runs one scenario of tests/conformance/scenarios.yaml: {gateways, steps} as JSON on standard input;
-// one observation for each step as JSON on standard output. What is to be observed, the file says and the test checks.
+// Command conformance runs scenarios of tests/conformance/scenarios.yaml: each is a line of standard input, {gateways, steps};
+// one observation for each step is a line of standard output. What is to be observed, the file says and the test checks.
 package main
 
 import (
@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"math"
 	"os"
@@ -31,7 +32,7 @@ type step struct {
 	Knobs        map[string]json.RawMessage `json:"knobs"`
 	CancelAfter  *int                       `json:"cancel_after"` // tokens, then Cancel by another call
 	LeaveAfter   *int                       `json:"leave_after"`  // tokens, then Close
-	TellAfter    *int                       `json:"tell_after"`   // tokens, then the generation's id goes to standard error
+	TellAfter    *int                       `json:"tell_after"`   // tokens, then the generation's id is a line of standard output
 	FromPosition uint32                     `json:"from_position"`
 }
 
@@ -45,25 +46,42 @@ type runner struct {
 }
 
 func main() {
-	var said scenario
-	if err := json.NewDecoder(os.Stdin).Decode(&said); err != nil {
-		log.Fatal(err)
-	}
-	r := runner{gateways: said.Gateways}
-	observations := []*observation{}
-	for _, step := range said.Steps {
-		seen, err := r.run(step)
+	scenarios, answers := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
+	for {
+		var said scenario
+		err := scenarios.Decode(&said)
+		if err == io.EOF {
+			return
+		}
+		var observations []*observation
+		if err == nil {
+			observations, err = said.run()
+		}
+		if err == nil {
+			err = answers.Encode(observations)
+		}
 		if err != nil {
 			log.Fatal(err)
 		}
+	}
+}
+
+func (s *scenario) run() ([]*observation, error) {
+	r := runner{gateways: s.Gateways}
+	defer func() {
+		for _, client := range r.clients {
+			client.Close()
+		}
+	}()
+	observations := []*observation{}
+	for _, step := range s.Steps {
+		seen, err := r.run(step)
+		if err != nil {
+			return nil, err
+		}
 		observations = append(observations, seen)
 	}
-	for _, client := range r.clients {
-		client.Close()
-	}
-	if err := json.NewEncoder(os.Stdout).Encode(observations); err != nil {
-		log.Fatal(err)
-	}
+	return observations, nil
 }
 
 // run does a step by a client of its own. The error is one that no step may end with.
@@ -145,7 +163,7 @@ func (r *runner) read(stream *llamaherd.Stream, step step, seen *observation, st
 		r.generationID = stream.GenerationID()
 		if len(seen.Positions) >= orNever(step.TellAfter) && !isTold {
 			isTold = true
-			fmt.Fprintln(os.Stderr, r.generationID)
+			fmt.Printf("%q\n", r.generationID)
 		}
 		if len(seen.Positions) >= orNever(step.LeaveAfter) {
 			break

@@ -1,9 +1,9 @@
 /**
- * Runs a scenario in Node: it comes as JSON on standard input; what was seen goes as JSON to standard output.
+ * Runs scenarios in Node: each is a line of standard input; what was seen of it is a line of standard output.
  * Arguments: none, `tls AUTHORITIES` for gateways of the name localhost, or `web` for the browser's client by https.
  */
 import { readFileSync } from "node:fs";
-import { text } from "node:stream/consumers";
+import { createInterface } from "node:readline";
 
 import { Client } from "llamaherd-client";
 import { Client as WebClient } from "llamaherd-client/web";
@@ -20,6 +20,6 @@ const dial: Dial = (addresses, behaviour) => {
   return new Client(addresses, { ...behaviour, tls });
 };
 
-const scenario = JSON.parse(await text(process.stdin)) as Scenario;
-const seen = await runScenario(scenario, dial);
-process.stdout.write(JSON.stringify(seen), () => process.exit(0));
+for await (const line of createInterface({ input: process.stdin })) {
+  console.log(JSON.stringify(await runScenario(JSON.parse(line) as Scenario, dial)));
+}

@@ -21,7 +21,7 @@ interface Step {
   readonly knobs?: Readonly<Record<string, unknown>>;
   readonly cancel_after?: number; // tokens, then `cancel` by another call
   readonly leave_after?: number; // tokens, then `break`
-  readonly tell_after?: number; // tokens, then the generation's id goes to standard error, or to the console
+  readonly tell_after?: number; // tokens, then the generation's id is a line of standard output
   readonly from_position?: number; // of the generation that was observed last, with its chain
 }
 
@@ -56,14 +56,15 @@ export type Dial = (gateways: readonly string[], behaviour: Behaviour) => HerdCl
 
 /** One observation for each step. */
 export async function runScenario(scenario: Scenario, dial: Dial): Promise<Observation[]> {
-  const runner = new Runner(scenario, dial);
+  using runner = new Runner(scenario, dial);
   const observations: Observation[] = [];
   for (const step of scenario.steps) observations.push(await runner.run(step));
   return observations;
 }
 
 /** One scenario's clients, its conversation, and what an `attach` goes on with. */
-class Runner {
+class Runner implements Disposable {
+  readonly #clients: HerdClient[] = [];
   #chat: Chat | undefined;
   #generationId = "";
   #chains: number[] = [];
@@ -78,6 +79,7 @@ class Runner {
     const { gateways, api_key: apiKey } = this.scenario;
     const addresses = (step.at ?? ["one", "two"]).map((name) => gateways[name] ?? name);
     const client = this.dial(addresses, { patienceMs: 1e3 * (step.patience_s ?? 60), apiKey });
+    this.#clients.push(client);
     try {
       await this.#act(client, step, seen);
     } catch (error) {
@@ -85,10 +87,12 @@ class Runner {
       const { reason, violations, retryAfterMs } = error.facts;
       const fields = violations.map(({ field }) => field);
       seen.error = { kind: error.kind, reason, violations: fields, has_retry_after: retryAfterMs !== undefined };
-    } finally {
-      if (step.do !== "open" && step.do !== "resume") client.close(); // the conversation goes on over it
     }
     return seen;
+  }
+
+  [Symbol.dispose](): void {
+    for (const client of this.#clients) client.close();
   }
 
   async #act(client: HerdClient, step: Step, seen: Observation): Promise<void> {
@@ -136,7 +140,7 @@ class Runner {
       this.#generationId = stream.generationId;
       if (seen.positions.length >= (step.tell_after ?? Infinity) && !isTold) {
         isTold = true;
-        console.error(stream.generationId);
+        console.log(JSON.stringify(stream.generationId));
       }
       if (seen.positions.length >= (step.leave_after ?? Infinity)) break;
       if (seen.positions.length >= (step.cancel_after ?? Infinity) && !isStopped) {
