@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from redis.exceptions import ResponseError
 
-from contract import connection, keys
+from contract import connection, keys, parsing
 from contract.chat import ChatStore
 from contract.connection import Client, ServerUnfit, answered
 from contract.dead import DeadLetters
@@ -35,7 +35,6 @@ from contract.outcomes import (
     Taken,
     WorkerBeat,
 )
-from contract.parsing import parse_record, parse_row_reply, parse_standing, parse_submitted, parse_taken
 from contract.scripts import run_script
 from contract.server_check import check_server
 
@@ -139,7 +138,7 @@ class Broker:
                 *(max_waiting, max_waiting_tokens, max_held),
             ],
         )
-        if (submitted := parse_submitted(answer, generation_id)) is not None:
+        if (submitted := parsing.parse_submitted(answer, generation_id)) is not None:
             return submitted
         match answer[0]:
             case b"WAITING":
@@ -162,7 +161,7 @@ class Broker:
         answer = await self._run("attach", [keys.record(generation_id)], [keys.TAG, caller, gateway_id])
         if answer is None:
             raise UnknownGeneration(generation_id)
-        return parse_record(answer)
+        return parsing.parse_record(answer)
 
     async def record(self, generation_id: str, *, caller: str) -> Record:
         """The record as it stands; registers nobody. Raises UnknownGeneration."""
@@ -196,7 +195,7 @@ class Broker:
                     keys.record(generation_id), "state", "T", "chain", "attempt", "deadline", "cancel", "readers"
                 )
             answers = await pipe.execute()
-        return [parse_standing(answer) for answer in answers]
+        return [parsing.parse_standing(answer) for answer in answers]
 
     async def read_log(self, generation_id: str, from_position: int = 0) -> list[LogEntry]:
         """Every entry that holds a token at or after `from_position`, the marks there, and the end if there is one."""
@@ -289,7 +288,7 @@ class Broker:
 
     async def announce(self, model: str, digest: str, bundle: bytes) -> None:
         """Publish what this worker serves, and make the model's jobs streams. Repeat it while serving: it expires."""
-        where = [keys.MODELS, keys.model(model), keys.bundle(digest), *_queues(model)]
+        where = [keys.MODELS, keys.model(model), keys.bundle(digest), *keys.queues(model)]
         await self._run("announce", where, [model, digest, bundle, MODEL_TTL_MS])
 
     async def worker_beat(self, worker_id: str, fields: Mapping[str, str]) -> int:
@@ -322,7 +321,7 @@ class Broker:
             may_run_alone: whether this worker would let one that may be poison run alone; see Delivered.
         """
         arguments = [keys.TAG, worker_id, max_jobs, int(may_run_alone), MAX_CRASHES]
-        return _deliveries(await self._run("adopt", _queues(model), arguments))
+        return parsing.parse_deliveries(await self._run("adopt", keys.queues(model), arguments))
 
     async def take(self, entry: Delivered, *, worker_id: str, lease: str) -> Taken | NotTaken:
         """Turn an entry that is pending to us into a lease. Repeat with the same lease after a lost reply."""
@@ -336,7 +335,7 @@ class Broker:
             if answer[0] == b"LOST":
                 return NotTaken.LOST
             return NotTaken.POISON if answer[1:] == [b"POISON"] else NotTaken.DROPPED
-        return parse_taken(answer[1:], entry, lease)
+        return parsing.parse_taken(answer[1:], entry, lease)
 
     async def step(self, rows: Sequence[StepRow]) -> list[RowReply]:
         """Append what one step made, every generation's row in one script call; one reply a row."""
@@ -347,7 +346,7 @@ class Broker:
             arguments += [row.generation_id, row.lease, row.t0, row.num_tokens, row.chain0, row.chain1, row.body]
             arguments += [encode_choice_ends(row.choice_ends), row.end or "", encode_choice_ends(row.end_choices)]
             arguments.append(row.error)
-        return [parse_row_reply(answer) for answer in await self._run("step", where, arguments)]
+        return [parsing.parse_row_reply(answer) for answer in await self._run("step", where, arguments)]
 
     async def release(self, entry: Delivered, *, worker_id: str, lease: str | None) -> bool:
         """Hand an entry back uncharged; `lease` None: it is pending to us, but we do not hold it."""
@@ -356,7 +355,7 @@ class Broker:
 
     async def reap(self, worker_id: str, beat_seen: str, model: str) -> int | None:
         """Free all that a dead worker held; how many entries, or None if it has beaten since `beat_seen`."""
-        where = [keys.worker(worker_id), keys.POOL, *_queues(model)]
+        where = [keys.worker(worker_id), keys.POOL, *keys.queues(model)]
         total = 0
         while True:
             answer = await self._run("reap", where, [keys.TAG, worker_id, beat_seen, keys.WAKE, MAX_CRASHES])
@@ -370,7 +369,7 @@ class Broker:
         """Workers that hold or once asked for entries of this model."""
         found: set[str] = set()
         async with answered():
-            for stream in _queues(model):
+            for stream in keys.queues(model):
                 try:
                     found |= {c["name"].decode() for c in await self._client.xinfo_consumers(stream, keys.GROUP)}
                 except ResponseError:
@@ -379,7 +378,7 @@ class Broker:
 
     async def own_pending(self, worker_id: str, model: str) -> list[Delivered]:
         """Every entry that is pending to us. One that is gone from its stream is acked on the way."""
-        return _deliveries(await self._run("own_pending", _queues(model), [worker_id]))
+        return parsing.parse_deliveries(await self._run("own_pending", keys.queues(model), [worker_id]))
 
     async def leases(self, generation_ids: Sequence[str]) -> list[tuple[str, bool]]:
         """(lease, whether a cancel is wanted) of each, in one round trip; ('', False) for one that is gone."""
@@ -397,11 +396,3 @@ class Broker:
 
     async def _run(self, name: str, where: Sequence[str], arguments: Sequence[Any]) -> Any:
         return await run_script(self._client, name, where, arguments)
-
-
-def _queues(model: str) -> list[str]:
-    return [keys.queue(model, job_class) for job_class in keys.CLASSES]
-
-
-def _deliveries(rows: Sequence[Sequence[Any]]) -> list[Delivered]:
-    return [Delivered(row[0].decode(), row[1].decode(), row[2].decode(), row[3:] == [1]) for row in rows]

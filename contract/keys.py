@@ -58,6 +58,11 @@ def queue(model: str, job_class: str) -> str:
     return f"{TAG}:q:{model}:{job_class}"
 
 
+def queues(model: str) -> list[str]:
+    """The streams of all classes, in the order they are read."""
+    return [queue(model, job_class) for job_class in CLASSES]
+
+
 def inbox(gateway_id: str) -> str:
     """Stream: rows for one gateway process; a hint, the log is the truth."""
     return f"{TAG}:in:{gateway_id}"

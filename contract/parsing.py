@@ -39,6 +39,11 @@ def parse_submitted(answer: Sequence[Any], generation_id: str) -> Submitted | No
     return None
 
 
+def parse_deliveries(rows: Sequence[Sequence[Any]]) -> list[Delivered]:
+    """What adopt.lua and own_pending.lua answer."""
+    return [Delivered(row[0].decode(), row[1].decode(), row[2].decode(), row[3:] == [1]) for row in rows]
+
+
 def parse_taken(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken:
     """What take.lua answers after OK."""
     attempt, num_tokens, chain, cancel, accepted_ms, deadline_ms, now_ms, job = answer

@@ -1,5 +1,6 @@
 """Fixtures that several test folders share: a herd with the demo model, started once, and the Go client, built once."""
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ GO_BIN = ROOT / ".tools" / "go" / "bin"
 
 hypothesis.settings.register_profile("same-every-time", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("same-every-time")
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as a shell starts what runs in its background; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
