@@ -98,7 +98,7 @@ func serve(t *testing.T, played *script, serverOptions []grpc.ServerOption, opti
 	return client
 }
 
-// sendAll sends these, and then waits for the client to leave if it is told to.
+// sendAll sends these, and then, if it is long, lasts until the client leaves or its deadline passes, as the service does.
 func sendAll(stream v1.GenerationService_GenerateServer, isLong bool, all ...*v1.GenerateResponse) error {
 	for _, each := range all {
 		if err := stream.Send(each); err != nil {
@@ -107,6 +107,7 @@ func sendAll(stream v1.GenerationService_GenerateServer, isLong bool, all ...*v1
 	}
 	if isLong {
 		<-stream.Context().Done()
+		return status.FromContextError(stream.Context().Err()).Err()
 	}
 	return nil
 }
