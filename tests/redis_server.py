@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import redis
+
 from contract.lifetime import spawn
 from herd.valkey import server_command
 
@@ -19,6 +21,12 @@ class RunningServer:
     command: list[str]
     path: Path
     process: "subprocess.Popen[bytes]"
+
+    def settle(self) -> None:
+        """Return once all that was answered is in the file: while that is synced, writes are put off for up to 2 s."""
+        with redis.Redis.from_url(self.url) as client:
+            while client.info("persistence")["aof_buffer_length"]:
+                time.sleep(0.01)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

@@ -135,6 +135,7 @@ async def test_a_restart_over_the_append_only_file_loses_nothing(own_rig: Rig, o
     taken, text = await own_rig.start()
     await own_rig.step(text.row(taken.lease, 0, 3))
     before = await own_rig.fields(text.generation_id)
+    own_server.settle()
     own_server.kill()
     with pytest.raises(BrokerDown):
         await own_rig.step(text.row(taken.lease, 3, 4))
@@ -149,6 +150,7 @@ async def test_a_restart_over_the_append_only_file_loses_nothing(own_rig: Rig, o
 async def test_a_loading_server_is_a_server_that_is_down(own_rig: Rig, own_server: RunningServer) -> None:
     """All calls in a row through a restart end as a value or as BrokerDown, never as anything else."""
     taken, text = await own_rig.start()
+    own_server.settle()
     own_server.kill()
     starting = asyncio.get_running_loop().run_in_executor(None, own_server.start)
     while not starting.done():

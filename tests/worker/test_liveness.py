@@ -130,6 +130,7 @@ async def test_an_outage_kills_nobody(broker: Broker, server: RunningServer) -> 
     watching = asyncio.create_task(detector(broker).run())
     beating = asyncio.create_task(beat_for_ever(broker, "silent"))
     await polls(detector(broker), 2)
+    server.settle()
     server.kill()
     await asyncio.sleep(2 * DEAD_AFTER_MS / 1000)
     server.start()
