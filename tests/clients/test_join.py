@@ -16,7 +16,7 @@ TOKEN = common_pb2.Token.DESCRIPTOR.full_name
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(params=["made by a gateway", "written by hand"])
+@pytest.fixture(scope="module", params=["made by a gateway", "written by hand"])
 def token_responses(request: pytest.FixtureRequest) -> list[bytes]:
     """The bytes of successive token responses of one generation; those written by hand have two choices."""
     if request.param == "written by hand":
