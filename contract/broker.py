@@ -5,13 +5,14 @@ Errors of the connection come out as BrokerDown.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 
 from redis.exceptions import ResponseError
 
 from contract import connection, keys, parsing
+from contract.beats import read_beats
 from contract.chat import ChatStore
 from contract.connection import Client, ServerUnfit, answered
 from contract.dead import DeadLetters
@@ -237,25 +238,13 @@ class Broker:
 
     async def pool(self) -> list[WorkerBeat]:
         """Every worker that has beaten within a minute. Whether it lives the observer tells by its counter."""
-        found = await self._beats(keys.POOL, keys.worker)
+        found = await read_beats(self._client, keys.POOL, keys.worker)
         return [WorkerBeat(name, fields.pop("beat"), fields, at_ms) for name, fields, at_ms in found]
 
     async def gateways(self) -> list[GatewayBeat]:
         """Every gateway that has beaten within a minute, and has not said goodbye."""
-        found = await self._beats(keys.GATEWAYS, keys.gateway)
+        found = await read_beats(self._client, keys.GATEWAYS, keys.gateway)
         return [GatewayBeat(name, fields, at_ms) for name, fields, at_ms in found if fields.pop("beat")]
-
-    async def _beats(self, index: str, key_of: Callable[[str], str]) -> list[tuple[str, dict[str, str], int]]:
-        """(id, hash, time of the last beat) of every process in an index whose hash is there."""
-        async with answered():
-            scored = await self._client.zrange(index, 0, -1, withscores=True)
-            async with self._client.pipeline(transaction=False) as pipe:
-                for name, _ in scored:
-                    pipe.hgetall(key_of(name.decode()))
-                hashes = await pipe.execute() if scored else []
-        decoded = [{k.decode(): v.decode() for k, v in raw.items()} for raw in hashes]
-        rows = zip(scored, decoded, strict=True)
-        return [(name.decode(), fields, int(at_ms)) for (name, at_ms), fields in rows if "beat" in fields]
 
     async def models(self, live: Collection[str] = ()) -> dict[str, str]:
         """Every model that workers have announced, with the digest of its bundle.
@@ -290,6 +279,11 @@ class Broker:
         """Publish what this worker serves, and make the model's jobs streams. Repeat it while serving: it expires."""
         where = [keys.MODELS, keys.model(model), keys.bundle(digest), *keys.queues(model)]
         await self._run("announce", where, [model, digest, bundle, MODEL_TTL_MS])
+
+    async def is_announced(self, model: str, digest: str) -> bool:
+        """Whether what announce() wrote is there: a server may come back without it."""
+        async with answered():
+            return int(await self._client.exists(keys.MODELS, keys.model(model), keys.bundle(digest))) == 3
 
     async def worker_beat(self, worker_id: str, fields: Mapping[str, str]) -> int:
         """Live on, and say what we do; Redis' time in milliseconds."""

@@ -22,6 +22,7 @@ POLL_S = 0.3
 LATE_POLL_S = 2 * POLL_S  # a longer gap between two polls is our own pause: nobody is judged by it
 MIN_POLLS = 3
 ANNOUNCED_EVERY_S = 5.0  # what is announced changes only when a worker starts
+FORGET_S = 5.0  # a server that comes back empty has lost what was announced; workers announce it again within two
 READY = "ready"
 
 log = structlog.get_logger(__name__)
@@ -142,6 +143,7 @@ class Models:
         self._liveness = Liveness(dead_after_s, stale_after_s)
         self._announced: Mapping[str, str] = {}  # model name -> bundle digest
         self._announced_s = float("-inf")  # when that was read
+        self._live_s: dict[str, float] = {}  # when a model was last live; an outage counts for nothing
         self._served: dict[tuple[str, str], ServedModel] = {}  # by name and bundle digest
         self._loading = asyncio.Lock()
         self.live: Mapping[str, int] = {}
@@ -170,12 +172,18 @@ class Models:
         now_s = time.monotonic()
         self._liveness.observe(await self._broker.pool(), now_s)
         live = self._liveness.live_models()
+        self._live_s |= dict.fromkeys([*live, *self._live_s] if self.is_broker_down else live, now_s)
         if now_s - self._announced_s > ANNOUNCED_EVERY_S or not live.keys() <= self._announced.keys():
-            self._announced, self._announced_s = await self._broker.models(live), now_s
+            self._note_announced(await self._broker.models(live), now_s)
         self.live = live
         self.job_levels = self._liveness.job_levels()
         self.healthy = self._liveness.healthy_models()
         self.is_broker_down = False
+
+    def _note_announced(self, found: Mapping[str, str], now_s: float) -> None:
+        """These are announced now; what was live within FORGET_S is not forgotten yet."""
+        kept = {n: d for n, d in self._announced.items() if now_s - self._live_s.get(n, float("-inf")) <= FORGET_S}
+        self._announced, self._announced_s = {**kept, **found}, now_s
 
     @property
     def known(self) -> frozenset[str]:

@@ -33,6 +33,10 @@ class RunningServer:
         self.process.kill()
         self.process.wait()
 
+    def forget(self) -> None:
+        """While it is killed: the next start finds no append-only file."""
+        shutil.rmtree(self.path.parent / "appendonlydir")
+
     def start(self) -> None:
         """Start again over the same append-only file."""
         self.process = _start(self.command, self.path)

@@ -4,7 +4,6 @@ A lost XREADGROUP reply leaves an entry pending to a worker that never saw it; w
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -32,22 +31,13 @@ class Reconciler:
         self._publisher = publisher
         self._rounds_unknown: dict[Delivered, int] = {}
 
-    async def run(self, reconnected: Callable[[], Awaitable[None]]) -> None:
-        """One round every PERIOD_S, for ever; after an outage as soon as it is over.
-
-        Args:
-            reconnected: awaited after each outage, before the next round; may raise BrokerDown.
-        """
+    async def run(self) -> None:
+        """One round every PERIOD_S, for ever; after an outage as soon as it is over."""
         backoff = Backoff()
-        was_down = False
         while True:
             try:
-                if was_down:
-                    await reconnected()
-                    was_down = False
                 await self.round()
             except BrokerDown:
-                was_down = True
                 await backoff.wait()
             else:
                 backoff.reset()

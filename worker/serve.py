@@ -7,7 +7,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import structlog
 
@@ -17,6 +17,7 @@ from contract.event_loop import new_event_loop
 from telemetry.logs import start_logging
 from telemetry.metrics import Endpoint, start_metrics
 from telemetry.setup import start_tracing
+from worker.announcer import Announcer
 from worker.attempt import Attempt
 from worker.cancels import watch_cancels
 from worker.claim import Claimer
@@ -38,7 +39,6 @@ log = structlog.get_logger(__name__)
 
 SERVICE_NAME = "llamaherd-worker"
 TURN_S = 0.2
-ANNOUNCE_S = 3600.0
 
 Load = Callable[[WorkerSettings, Progress], Served]
 
@@ -58,23 +58,20 @@ async def serve(
     taker = Taker(broker, worker_id, settings.served_name, served.bundle, holdings, engine, publisher)
     claimer = Claimer(broker, worker_id, settings.served_name, holdings, engine, taker)
     reconciler = Reconciler(broker, worker_id, settings.served_name, holdings, publisher)
-    bundle = served.bundle.to_bytes()
-
-    async def announce() -> None:
-        await broker.announce(settings.served_name, served.bundle.digest, bundle)
+    announcer = Announcer(broker, settings.served_name, served.bundle)
 
     await until_answered(broker.check_server)
-    await until_answered(announce)
+    await announcer.announce()
     progress.state = WorkerState.READY
     async with asyncio.TaskGroup() as group:
         stepping = group.create_task(engine.run(publisher.accept), name="engine")
         loops = [
             group.create_task(publisher.run(), name="publish"),
-            group.create_task(reconciler.run(reconnected=announce), name="reconcile"),
+            group.create_task(reconciler.run(), name="reconcile"),
             group.create_task(watch_cancels(broker, worker_id, holdings, publisher), name="watch-cancels"),
             group.create_task(claimer.watch_wakes(), name="watch-wakes"),
             group.create_task(turn(progress), name="turn"),
-            group.create_task(repeat(announce), name="announce"),
+            group.create_task(announcer.run(), name="announce"),
         ]
         await claimer.run(stop, group)
         progress.state = WorkerState.DRAINING
@@ -88,13 +85,6 @@ async def turn(progress: Progress) -> None:
     while True:
         progress.num_turns += 1
         await asyncio.sleep(TURN_S)
-
-
-async def repeat(announce: Callable[[], Awaitable[None]]) -> None:
-    """Announce the model again and again, for ever: the announcement expires after a week."""
-    while True:
-        await asyncio.sleep(ANNOUNCE_S)
-        await until_answered(announce)
 
 
 def run_process(load: Load, worker_id: str, progress_fd: int) -> int:

@@ -29,6 +29,17 @@ async def test_a_model_that_nobody_announces_any_more_is_forgotten(rig: Rig) -> 
     assert await rig.client.zrange(keys.MODELS, 0, -1) == [MODEL.encode(), b"new"]
 
 
+@pytest.mark.parametrize("lost", [keys.MODELS, keys.model(MODEL), keys.bundle("bundle-digest")])
+async def test_an_announcement_that_is_not_whole_is_told(rig: Rig, lost: str) -> None:
+    """Whichever key of it is gone; announced again, it stands. Another bundle's announcement is none of this one."""
+    assert await rig.broker.is_announced(MODEL, "bundle-digest")
+    assert not await rig.broker.is_announced(MODEL, "other-digest")
+    await rig.client.delete(lost)
+    assert not await rig.broker.is_announced(MODEL, "bundle-digest")
+    await rig.broker.announce(MODEL, "bundle-digest", b"bundle")
+    assert await rig.broker.is_announced(MODEL, "bundle-digest")
+
+
 async def test_a_model_of_an_earlier_version_is_found_by_its_living_worker(rig: Rig) -> None:
     """Such a worker writes the model's key, and no index; its heartbeat names the model."""
     await rig.client.delete(keys.MODELS)

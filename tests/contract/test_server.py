@@ -82,6 +82,7 @@ async def test_every_call_says_that_the_server_is_gone(own_rig: Rig, own_server:
         broker.models(),
         broker.bundle("bundle-digest"),
         broker.announce(MODEL, "bundle-digest", b"bundle"),
+        broker.is_announced(MODEL, "bundle-digest"),
         broker.worker_beat(WORKER, {}),
         broker.read_jobs(WORKER, MODEL, CLASS, count=1, block_ms=0),
         broker.adopt(WORKER, MODEL, max_jobs=1, may_run_alone=True),

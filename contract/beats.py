@@ -1,0 +1,19 @@
+"""What processes say of themselves with every heartbeat, read back."""
+
+from collections.abc import Callable
+from typing import Any
+
+from contract.connection import answered
+
+
+async def read_beats(client: Any, index: str, key_of: Callable[[str], str]) -> list[tuple[str, dict[str, str], int]]:
+    """(id, hash, time of the last beat) of every process in an index whose hash is there. Raises BrokerDown."""
+    async with answered():
+        scored = await client.zrange(index, 0, -1, withscores=True)
+        async with client.pipeline(transaction=False) as pipe:
+            for name, _ in scored:
+                pipe.hgetall(key_of(name.decode()))
+            hashes = await pipe.execute() if scored else []
+    decoded = [{k.decode(): v.decode() for k, v in raw.items()} for raw in hashes]
+    rows = zip(scored, decoded, strict=True)
+    return [(name.decode(), fields, int(at_ms)) for (name, at_ms), fields in rows if "beat" in fields]
