@@ -1,12 +1,14 @@
 """The input of a request to token ids: a prompt, a conversation, or ids; one way for every RPC that takes one."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 
 from contract.bundle import ChatFormatKind
 from contract.errors import InvalidRequest
 from llamaherd.v1 import common_pb2
 from service.chat_format import Message, Role
+from service.encoding import TooManyTokens
 from service.models import ServedModel
 from service.violations import Violations
 
@@ -66,24 +68,36 @@ def has_chat_format(model: ServedModel, field: str, violations: Violations) -> b
     return False
 
 
-async def encode_input(spec: common_pb2.GenerationSpec, model: ServedModel, violations: Violations) -> list[int]:
-    """The prompt's ids; [] if a violation was added. Encodes in a thread: 4 MB of text take seconds."""
-    match spec.WhichOneof("input"):
-        case "prompt":
-            return await asyncio.to_thread(model.tokenizer.encode_prompt, spec.prompt)
-        case "chat":
-            if not has_chat_format(model, "spec.chat", violations):
-                return []
-            allow_tags = spec.chat.allow_format_tags
-            try:
-                return await asyncio.to_thread(model.tokenizer.encode_chat, messages_of(spec.chat), allow_tags)
-            except InvalidRequest as error:
-                violations.take_from(error, "spec.")
-                return []
-        case _:
-            if len(spec.token_ids.ids) <= MAX_IDS_AT_ONCE:
-                return _check_ids(spec.token_ids.ids, model, violations)
-            return await asyncio.to_thread(_check_ids, spec.token_ids.ids, model, violations)
+async def encode_input(
+    spec: common_pb2.GenerationSpec, model: ServedModel, violations: Violations, *, max_tokens: int = sys.maxsize
+) -> list[int]:
+    """The prompt's ids; [] if a violation was added. Encodes in a thread: 4 MB of text take seconds.
+
+    Args:
+        max_tokens: a longer prompt is a violation. Where its length alone tells, it is not encoded.
+    """
+    field = f"spec.{spec.WhichOneof('input')}"
+    try:
+        match spec.WhichOneof("input"):
+            case "prompt":
+                return await asyncio.to_thread(model.tokenizer.encode_prompt, spec.prompt, max_tokens)
+            case "chat":
+                if not has_chat_format(model, field, violations):
+                    return []
+                messages, allow_tags = messages_of(spec.chat), spec.chat.allow_format_tags
+                return await asyncio.to_thread(model.tokenizer.encode_chat, messages, allow_tags, max_tokens)
+            case _:
+                ids = spec.token_ids.ids
+                if len(ids) > max_tokens:
+                    raise TooManyTokens(len(ids), is_exact=True)
+                if len(ids) <= MAX_IDS_AT_ONCE:
+                    return _check_ids(ids, model, violations)
+                return await asyncio.to_thread(_check_ids, ids, model, violations)
+    except InvalidRequest as error:
+        violations.take_from(error, "spec.")
+    except TooManyTokens as error:
+        violations.add(field, f"prompt has {error}; this model accepts {max_tokens}")
+    return []
 
 
 def _check_ids(ids: Sequence[int], model: ServedModel, violations: Violations) -> list[int]:

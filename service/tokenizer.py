@@ -1,6 +1,7 @@
 """Text to token ids and back, from a model bundle: equal to SentencePiece, and no text ever becomes a control token."""
 
 import codecs
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,6 +13,7 @@ from contract.bundle import ChatFormatKind, ModelBundle, Piece, PieceKind
 from contract.errors import FieldViolation, InvalidRequest
 from service.chat_format import LLAMA2_TAGS, Message, PromptPart, llama2_parts, refuse_tags
 from service.chat_template import ChatTemplate
+from service.encoding import BoundedEncoder
 
 _SPACE = "\u2581"  # what a space is to the vocabulary; written in a text it is a space too, as in SentencePiece
 _UNKNOWN_TEXT = " \u2047 "
@@ -45,6 +47,7 @@ class PromptTokenizer:
         self._bytes = (*map(_piece_bytes, bundle.pieces), *[b""] * num_padding)
         self._is_byte = tuple(piece.kind is PieceKind.BYTE for piece in bundle.pieces)
         self._spaced_ids = frozenset(id_ for id_, piece in enumerate(bundle.pieces) if piece.text.startswith(_SPACE))
+        self._longest = _longest_piece(bundle)
         self._template: ChatTemplate | None = None
         if bundle.chat_format.kind is ChatFormatKind.JINJA:
             self._template = ChatTemplate(
@@ -78,11 +81,29 @@ class PromptTokenizer:
             spans.append(TokenSpan(id_, begin, end))
         return spans
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """BOS and the ids of a text."""
-        return [self._bundle.bos_id, *self.encode_text(text)]
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that `encode_text` cannot fall short of, known by the text's length alone.
 
-    def encode_chat(self, messages: Sequence[Message], allow_tags: bool) -> list[int]:
+        Every token is a piece of the vocabulary, or a byte of one character, and together they stand for the whole
+        text and the space before it. So there is one for every so many characters as the longest piece has.
+        """
+        return -(-(len(text) + 1) // self._longest) if text and self._longest else 0
+
+    def chat_parts(self, messages: Sequence[Message], allow_tags: bool) -> list[PromptPart]:
+        """What `encode_chat` encodes, and raises: texts, each by itself, and control tokens."""
+        if self._bundle.chat_format.kind is ChatFormatKind.NONE:
+            raise InvalidRequest([FieldViolation("chat", "this model has no chat format; send a prompt")])
+        if not allow_tags:
+            refuse_tags(messages, self._template.tags if self._template else LLAMA2_TAGS)
+        if self._template:
+            return self._template.parts(messages)
+        return llama2_parts(messages, bos_id=self._bundle.bos_id, eos_id=self._bundle.eos_id)
+
+    def encode_prompt(self, text: str, max_tokens: int = sys.maxsize) -> list[int]:
+        """BOS and the ids of a text. Raises TooManyTokens if there are more."""
+        return BoundedEncoder(self, max_tokens).encode([self._bundle.bos_id, text])
+
+    def encode_chat(self, messages: Sequence[Message], allow_tags: bool, max_tokens: int = sys.maxsize) -> list[int]:
         """The prompt of a dialog in the model's chat format.
 
         Args:
@@ -91,8 +112,9 @@ class PromptTokenizer:
 
         Raises:
             InvalidRequest: the model has no chat format, a role is out of order, or a message contains a tag.
+            TooManyTokens: there are more than `max_tokens`.
         """
-        return self._encode_parts(self._chat_parts(messages, allow_tags))
+        return BoundedEncoder(self, max_tokens).encode(self.chat_parts(messages, allow_tags))
 
     def encode_chat_spans(self, messages: Sequence[Message], allow_tags: bool = False) -> tuple[str, list[TokenSpan]]:
         """What `encode_chat` encodes: the text of all parts, without control tokens, and its ids with their spans.
@@ -102,7 +124,7 @@ class PromptTokenizer:
         texts: list[str] = []
         spans: list[TokenSpan] = []
         offset = 0
-        for part in self._chat_parts(messages, allow_tags):
+        for part in self.chat_parts(messages, allow_tags):
             if isinstance(part, str):
                 spans += [TokenSpan(s.id, s.begin + offset, s.end + offset) for s in self.encode_spans(part)]
                 offset += len(part.encode())
@@ -132,21 +154,6 @@ class PromptTokenizer:
         texts.append(run.decode("utf-8", _EACH_BYTE))
         return "".join(texts)
 
-    def _chat_parts(self, messages: Sequence[Message], allow_tags: bool) -> list[PromptPart]:
-        if self._bundle.chat_format.kind is ChatFormatKind.NONE:
-            raise InvalidRequest([FieldViolation("chat", "this model has no chat format; send a prompt")])
-        if not allow_tags:
-            refuse_tags(messages, self._template.tags if self._template else LLAMA2_TAGS)
-        if self._template:
-            return self._template.parts(messages)
-        return llama2_parts(messages, bos_id=self._bundle.bos_id, eos_id=self._bundle.eos_id)
-
-    def _encode_parts(self, parts: Sequence[PromptPart]) -> list[int]:
-        ids: list[int] = []
-        for part in parts:
-            ids += self.encode_text(part) if isinstance(part, str) else [part]
-        return ids
-
 
 def _build_tokenizer(bundle: ModelBundle) -> Tokenizer:
     """BPE without normalizer (`_as_pieces_spell` is it) and without pre-tokenizer: a text is one word, as there."""
@@ -166,6 +173,13 @@ def _build_tokenizer(bundle: ModelBundle) -> Tokenizer:
         ]
     )
     return tokenizer
+
+
+def _longest_piece(bundle: ModelBundle) -> int:
+    """How many characters of a text one token can stand for; 0 where a byte piece is missing: some have no token."""
+    num_bytes = len({piece for piece in bundle.pieces if piece.kind is PieceKind.BYTE})
+    texts = (piece.text for piece in bundle.pieces if piece.kind in (PieceKind.NORMAL, PieceKind.USER_DEFINED))
+    return max(map(len, texts), default=1) if num_bytes == 256 else 0
 
 
 def _as_pieces_spell(text: str) -> str:

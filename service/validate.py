@@ -70,11 +70,8 @@ async def validate(call: Call, generation_id: str, models: Models, *, max_log_by
     sampling = resolve_sampling(spec.sampling, model.bundle, violations)
     check_stopping(spec.stopping, model.bundle, violations)
     check_output(spec.output, violations)
-    prompt_ids = await encode_input(spec, model, violations)
-    if len(prompt_ids) >= model.bundle.context_length:
-        text = f"prompt has {len(prompt_ids)} tokens; this model accepts {model.bundle.context_length - 1}"
-        violations.add(f"spec.{spec.WhichOneof('input')}", text)
-    elif prompt_ids:
+    prompt_ids = await encode_input(spec, model, violations, max_tokens=model.bundle.context_length - 1)
+    if prompt_ids:
         check_fit(spec.stopping, len(prompt_ids), model.bundle, violations)
     violations.raise_if_any()
     job = Job(

@@ -52,6 +52,13 @@ REFUSED: list[tuple[str, Any, str, str]] = [
         *("CountTokens", model_pb2.CountTokensRequest(spec={"model": "base", "token_ids": {"ids": [9999]}})),
         *("spec.token_ids.ids[0]", "is 9999; ids are 0 to"),
     ),
+    (
+        *(
+            "CountTokens",
+            model_pb2.CountTokensRequest(spec={"model": "base", "token_ids": {"ids": [3] * 20_000 + [999]}}),
+        ),
+        *("spec.token_ids.ids[20000]", "is 999; ids are 0 to"),
+    ),
 ]
 
 

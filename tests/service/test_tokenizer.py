@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from contract.bundle import ChatFormat, ChatFormatKind, ModelBundle, PieceKind
 from service.chat_format import Message, Role
 from service.tokenizer import PromptTokenizer
+from tests.service.bundles import PIECES, bundle
 from tests.tokenizer_models import (
     SPACE,
     train_llama2_like,
@@ -22,14 +23,14 @@ from tests.tokenizer_models import (
 )
 from worker.bundle import build_bundle
 
-_FRAGMENTS = (
+FRAGMENTS = (
     *(" ", "  ", "    ", " " * 17, " " * 40, "\n", "\r\n", "\t", "\0", SPACE, SPACE * 3, "\ufeff", "\u00a0", "\ufffd"),
     *("<s>", "</s>", "<unk>", "<0x41>", "<0xE2>", "[INST]", "<<SYS>>", "<pad>", "<|im_end|>"),
     *("the", "st", "ea", "return", "12", "3", "é", "e\u0301", "🙂", "👩\u200d🚀", "日本", "שלום", "ǅ", "\U0010ffff"),
 )
 TEXTS = st.one_of(
     st.text(max_size=60),
-    st.lists(st.one_of(st.sampled_from(_FRAGMENTS), st.text(max_size=4)), max_size=24).map("".join),
+    st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=4)), max_size=24).map("".join),
     st.text(alphabet=" ab\n" + SPACE, max_size=80),
 )
 
@@ -173,6 +174,29 @@ def test_rows_that_pad_the_embedding_have_no_text(tmp_path: Path) -> None:
     folder = write_model_folder(tmp_path, serialized, vocab_size=size + 64)
     tokenizer = PromptTokenizer(build_bundle(folder, quantization="fp16"))
     assert tokenizer.decode([size, size + 63]) == ""
+
+
+def test_no_text_has_fewer_tokens_than_its_length_tells(pair: Pair) -> None:
+    """Nor one that is made of the longest pieces there are. The space before the text counts."""
+    texts = [piece.text for piece in pair.bundle.pieces if piece.kind in (PieceKind.NORMAL, PieceKind.USER_DEFINED)]
+    longest = sorted(texts, key=len, reverse=True)
+    source = random.Random(3)
+    for _ in range(1000):
+        dense = "".join(source.choices(longest[: source.choice((1, 3, 40))], k=source.randrange(12)))
+        mixed = "".join(source.choices(FRAGMENTS, k=source.randrange(24)))
+        for text in (mixed, dense, dense.replace(SPACE, " "), dense + mixed):
+            assert pair.ours.least_tokens(text) <= len(pair.reference.encode(text))
+    for number in (1, 2, 9):
+        text = "x" * (number * len(longest[0]) - 1)
+        assert (pair.ours.least_tokens(text), pair.ours.least_tokens(text + "x")) == (number, number + 1)
+
+
+def test_a_length_tells_nothing_where_characters_have_no_token() -> None:
+    """A vocabulary without bytes, which no worker of ours announces, drops what it does not cover."""
+    pieces = tuple(piece for piece in PIECES if piece.kind is not PieceKind.BYTE)
+    tokenizer = PromptTokenizer(dataclasses.replace(bundle(), pieces=pieces, vocab_size=len(pieces)))
+    assert tokenizer.least_tokens("日本" * 9) == 0
+    assert len(tokenizer.encode_text("日本" * 9)) == 1  # the space before it
 
 
 def test_threads_may_share_a_tokenizer(pair: Pair) -> None:

@@ -7,8 +7,10 @@ import grpc
 import pytest
 
 from llamaherd.v1 import common_pb2, generation_pb2
+from service import prompts
 from service.knobs import MAX_STOP_STRING_BYTES
 from service.prompts import MAX_REQUEST_BYTES
+from service.tokenizer import PromptTokenizer
 from tests.service.bundles import CONTEXT, PIECES
 from tests.service.gateways import RunningGateway, error_of, open_stream, prompt
 from tests.service.test_status import details_of
@@ -115,13 +117,14 @@ REFUSED: list[tuple[Spec, str, str]] = [
     (spec(model=""), "spec.model", "is required, as several models are served"),
     (Spec(model="chat"), "spec.input", "is missing"),
     (spec(prompt=""), "spec.prompt", "is empty"),
-    (spec(prompt="x" * 5010), "spec.prompt", "prompt has 5012 tokens; this model accepts 4095"),
-    (spec(prompt="x" * (CONTEXT - 2)), "spec.prompt", "prompt has 4096 tokens; this model accepts 4095"),
+    (spec(prompt="é" * 3000), "spec.prompt", "prompt has 6002 tokens; this model accepts 4095"),
+    (spec(prompt="x" * 5010), "spec.prompt", "prompt has at least 5012 tokens; this model accepts 4095"),
+    (spec(prompt="x" * (CONTEXT - 2)), "spec.prompt", "prompt has at least 4096 tokens; this model accepts 4095"),
     (spec(prompt="x" * MAX_REQUEST_BYTES), "spec", f"at most {MAX_REQUEST_BYTES}"),
     (ids(), "spec.token_ids.ids", "is empty"),
     (ids(1, 2, VOCABULARY), "spec.token_ids.ids[2]", f"is {VOCABULARY}; ids are 0 to {VOCABULARY - 1}"),
     (ids(*[3] * CONTEXT), "spec.token_ids", "prompt has 4096 tokens"),
-    (ids(*[3] * 20_000, VOCABULARY), "spec.token_ids.ids[20000]", f"is {VOCABULARY}; ids are 0 to {VOCABULARY - 1}"),
+    (ids(*[3] * 20_000, VOCABULARY), "spec.token_ids", "prompt has 20001 tokens; this model accepts 4095"),
     (chat(), "spec.chat.messages", "has 0 messages; 1 to 1024"),
     (chat(*[(USER, "x")] * 1025), "spec.chat.messages", "has 1025 messages"),
     (chat((common_pb2.ROLE_UNSPECIFIED, "x")), "spec.chat.messages[0].role", "is 0"),
@@ -161,6 +164,30 @@ async def test_all_violations_come_at_once(gateway: RunningGateway) -> None:
         "spec.output.prompt_logprobs",
         "spec.prompt",
     }
+
+
+@pytest.mark.parametrize("method", ["Generate", "Complete", "SubmitGeneration"])
+@pytest.mark.parametrize("field", ["prompt", "chat", "token_ids"])
+async def test_what_is_far_too_long_is_refused_unread(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, method: str, field: str
+) -> None:
+    """Its length alone tells, so that a request of 4 MiB costs no second of CPU: nothing of it is encoded."""
+    monkeypatch.delattr(PromptTokenizer, "encode_text")
+    monkeypatch.setattr(prompts, "_check_ids", None)
+    long = {
+        "prompt": spec(prompt="x" * 100_000),
+        "chat": chat((USER, "x" * 3000), (ASSISTANT, "y" * 3000), (USER, "z")),
+        "token_ids": ids(*[3] * 100_000),
+    }[field]
+    name = f"{method}Request"
+    call = getattr(gateway.stub, method)(getattr(generation_pb2, name)(spec=long))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (call.read() if method == "Generate" else call)
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    (violation,) = details_of(caught.value)[1].field_violations
+    assert violation.field == f"spec.{field}"
+    assert "this model accepts 4095" in violation.description
 
 
 @pytest.mark.parametrize("request_id", ["", "r" * 129])

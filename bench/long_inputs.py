@@ -1,0 +1,93 @@
+"""What a gateway's process spends on long inputs: prompts of 4 MiB that are too long for the context.
+
+    python -m bench.long_inputs
+
+Calls what the RPCs call, in this process, with the demo model's tokenizer and a context of 4,096. CPU is user and
+system, all threads; the machine may be busy with other work.
+"""
+
+import asyncio
+import dataclasses
+import resource
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from contract.errors import InvalidRequest
+from llamaherd.v1 import common_pb2
+from service.models import ServedModel
+from service.tokenizer import PromptTokenizer
+from service.validate import Call, validate
+from worker.bundle import build_bundle
+
+ROOT = Path(__file__).parents[1]
+ROUNDS = 5
+PROMPT_BYTES = 4 * 1024 * 1024 - 1024
+Spec = common_pb2.GenerationSpec
+
+
+class OneModel:
+    """In the place of `Models`: there is one, and it is loaded."""
+
+    def __init__(self) -> None:
+        bundle = build_bundle(ROOT / "herd/demo_model", quantization="int8")
+        bundle = dataclasses.replace(bundle, context_length=4096)
+        self.model = ServedModel("demo", bundle.digest, bundle, PromptTokenizer(bundle))
+
+    def name_of(self, name: str) -> str:
+        """Its name."""
+        return name
+
+    async def get(self, name: str) -> ServedModel:
+        """It."""
+        return self.model
+
+
+async def measure(what: str, call: Callable[[], Awaitable[str]]) -> None:
+    """Print a row: the least and the most CPU of some rounds, and what came of it."""
+    spent_ms: list[float] = []
+    for _ in range(ROUNDS):
+        before_s = _cpu_s()
+        said = await call()
+        spent_ms.append(1e3 * (_cpu_s() - before_s))
+        await asyncio.sleep(0)
+    print(f"| {what} | {min(spent_ms):,.1f} to {max(spent_ms):,.1f} | {said} |", flush=True)
+
+
+async def refused(models: Any, spec: Spec) -> str:
+    """What the caller is told."""
+    try:
+        await validate(Call("bench", spec, None), "0" * 32, models, max_log_bytes=1 << 24)
+    except InvalidRequest as error:
+        return error.violations[0].description
+    raise AssertionError("it was taken")
+
+
+async def main() -> None:
+    """All rows."""
+    models = OneModel()
+    line = "The herd holds a model, and a token is in the log before a client sees it.\n"
+    text = line * (PROMPT_BYTES // len(line))
+    message = common_pb2.ChatMessage(role=common_pb2.ROLE_USER, content=text)
+    specs = {
+        "a prompt of 4 MiB": Spec(model="demo", prompt=text),
+        "a conversation of 4 MiB": Spec(model="demo", chat=common_pb2.ChatInput(messages=[message])),
+        "4,000,000 token ids": Spec(model="demo", token_ids=common_pb2.TokenIds(ids=[7] * 4_000_000)),
+        "a prompt of 60,000 bytes": Spec(model="demo", prompt=text[:60_000]),
+        "a prompt of 40,000 bytes": Spec(model="demo", prompt=text[:40_000]),
+    }
+    started_s = time.monotonic()
+    print("| input | CPU, ms | told |\n|---|---|---|")
+    for what, spec in specs.items():
+        await measure(what, lambda spec=spec: refused(models, spec))  # type: ignore[misc]
+    print(f"took {time.monotonic() - started_s:.0f} s")
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
