@@ -1,6 +1,7 @@
 """Arguments to messages, statuses to errors: nothing of the API is left out."""
 
 import inspect
+from typing import Any
 
 import grpc
 import pytest
@@ -50,6 +51,30 @@ def test_knobs_go_where_they_belong() -> None:
     )
     with pytest.raises(TypeError, match="heat"):
         build_spec("x", {"heat": 1})  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("knobs", "kind"),
+    [
+        ({"top_k": -1}, ValueError),
+        ({"seed": 2**64}, ValueError),
+        ({"max_new_tokens": 2**32}, ValueError),
+        ({"temperature": "hot"}, TypeError),
+        ({"stop_strings": [1]}, TypeError),
+        ({"stop_strings": ["\udce9"]}, ValueError),
+    ],
+)
+def test_what_no_request_can_hold_is_named(knobs: dict[str, Any], kind: type[Exception]) -> None:
+    """Python's own errors, with the argument's name: nobody was asked."""
+    with pytest.raises(kind, match=rf"^{next(iter(knobs))}: "):
+        build_spec("x", knobs)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize("prompt", [[1, "2"], ["1", 2], [user("Hi"), "and more"], [user("Hi"), 3]])
+def test_no_part_of_a_prompt_is_passed_over(prompt: Any) -> None:
+    """A list is of ids or of messages; what is neither is an error, not a shorter prompt."""
+    with pytest.raises(TypeError):
+        build_spec(prompt, {})
 
 
 def test_every_reason_of_the_service_has_its_error() -> None:

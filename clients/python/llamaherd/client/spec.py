@@ -1,7 +1,7 @@
 """What to generate: from Python arguments to a GenerationSpec."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from llamaherd.v1 import common_pb2
 
@@ -67,13 +67,22 @@ def assistant(content: str) -> common_pb2.ChatMessage:
 
 
 def build_spec(prompt: Input, knobs: Knobs | ChatKnobs) -> common_pb2.GenerationSpec:
-    """The spec; knobs given beside a whole spec go before its own. Raises TypeError for a knob that there is not."""
+    """The spec; knobs given beside a whole spec go before its own.
+
+    Raises TypeError for a knob that there is not, and TypeError or ValueError, with the knob's name, for a value that
+    no request can hold, such as a negative top_k.
+    """
     spec = common_pb2.GenerationSpec()
     _set_input(spec, prompt)
     for name, value in knobs.items():
         if name not in Knobs.__annotations__:
             raise TypeError(f"no such argument: {name!r}")
-        _set_knob(spec, name, value)
+        try:
+            _set_knob(spec, name, value)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     return spec
 
 
@@ -82,10 +91,10 @@ def _set_input(spec: common_pb2.GenerationSpec, prompt: Input) -> None:
         spec.CopyFrom(prompt)
     elif isinstance(prompt, str):
         spec.prompt = prompt
-    elif prompt and isinstance(prompt[0], int):
-        spec.token_ids.ids.extend(each for each in prompt if isinstance(each, int))
+    elif not prompt or isinstance(prompt[0], common_pb2.ChatMessage):
+        spec.chat.messages.extend(cast("Sequence[common_pb2.ChatMessage]", prompt))  # TypeError where one is none
     else:
-        spec.chat.messages.extend(each for each in prompt if isinstance(each, common_pb2.ChatMessage))
+        spec.token_ids.ids.extend(cast("Sequence[int]", prompt))
 
 
 def _set_knob(spec: common_pb2.GenerationSpec, name: str, value: object) -> None:
