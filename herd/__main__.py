@@ -63,6 +63,12 @@ Ca = Annotated[
     Path | None, typer.Option(help="TLS, and this PEM file says which certificates to trust", envvar="HERD_CA")
 ]
 
+# What a field of the API can hold; what a model takes of it, the gateway knows.
+TopK = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="0 keeps all; default: the model's")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="default: a random one for each answer")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, max=2**32 - 1, help="of one answer; default: the model's")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0, help="seconds that one answer may take")]
+
 RedisUrl = Annotated[
     str, typer.Option(help="the herd's Redis, as its gateways are told", envvar="HERD_GATEWAY_REDIS_URL")
 ]
@@ -155,11 +161,11 @@ def generate(
     raw: Annotated[bool, typer.Option(help="continue the text as it is, without the chat format")] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's")] = None,
     top_p: Annotated[float | None, typer.Option(help="default: the model's")] = None,
-    top_k: Annotated[int | None, typer.Option(help="default: the model's")] = None,
-    seed: Annotated[int | None, typer.Option(help="default: a random one")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="default: the model's")] = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
     stop: Annotated[list[str] | None, typer.Option(help="a stop string; may be given several times")] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="seconds until DEADLINE_EXCEEDED")] = 600.0,
+    timeout_s: Timeout = 600.0,
     request_id: Annotated[str | None, typer.Option(help="makes the call idempotent")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object for each message")] = False,
     trace: Annotated[bool, typer.Option(help="print the trace id at the end")] = False,
@@ -205,11 +211,11 @@ def chat(
     handle: Annotated[str, typer.Option(help="go on with a conversation; /handle tells it")] = "",
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's")] = None,
     top_p: Annotated[float | None, typer.Option(help="default: the model's")] = None,
-    top_k: Annotated[int | None, typer.Option(help="default: the model's")] = None,
-    seed: Annotated[int | None, typer.Option(help="default: a random one for each answer")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="of one answer; default: the model's")] = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
     stats: Annotated[bool, typer.Option(help="tokens and times after each answer")] = False,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="seconds that one answer may take")] = 600.0,
+    timeout_s: Timeout = 600.0,
 ) -> None:
     """Talk with a model; without a terminal, each line of standard input is a turn."""
     from herd.chat import ChatOptions, run_chat

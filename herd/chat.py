@@ -47,6 +47,9 @@ def run_chat(options: ChatOptions) -> int:
             return _Talk(stack.enter_context(chat), options).run()
     except BrokenPipeError:
         raise  # of whoever reads our output, and has had enough
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:  # of an argument
+        complain("chat", f"what is asked must be UTF-8: {error.reason}")
+        return 2
     except (NoHerd, OSError) as error:
         complain("chat", error)
         return 1
@@ -84,7 +87,8 @@ class _Talk:
 
     def _lines(self) -> Iterator[str]:
         if not self._is_terminal:
-            yield from (line.rstrip("\n") for line in sys.stdin)
+            # what is no UTF-8 passes as a surrogate, so that only its own line fails
+            yield from (line.decode(errors="surrogateescape").rstrip("\r\n") for line in sys.stdin.buffer)
             return
         import readline  # noqa: F401  gives `input` its editing and its history
 
@@ -115,6 +119,9 @@ class _Talk:
                 _tell_dropped(stream)
             except KeyboardInterrupt:
                 print("\n(interrupted; the conversation goes on)", file=sys.stderr)
+            except UnicodeEncodeError:
+                complain("chat", "this line is no UTF-8 and was not sent")
+                self._has_failed = True
             except HerdError as error:
                 span.set_status(Status(StatusCode.ERROR, error.code.name))
                 show_error(error)

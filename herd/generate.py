@@ -46,13 +46,16 @@ def run_generate(options: GenerateOptions) -> int:
     stop_tracing = start_tracing("llamaherd-client")
     try:
         if options.prompt == "-":
-            options = replace(options, prompt=sys.stdin.read())
+            options = replace(options, prompt=sys.stdin.buffer.read().decode())
         if options.start:
             with private_herd() as address:
                 return _stream(options, Reach((address,)))
         return _stream(options, options.reach)
     except BrokenPipeError:
         raise  # of whoever reads our output, and has had enough
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:  # of standard input, or of an argument
+        complain("generate", f"what is asked must be UTF-8: {error.reason}")
+        return 2
     except (NoHerd, OSError) as error:
         complain("generate", error)
         return 1

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from herd.__main__ import app
 from tests.herd_process import ROOT, HerdProcess
 from tests.redis_server import start_valkey
 from tests.service.conftest import short_folder
@@ -64,6 +66,34 @@ def test_a_prompt_may_come_from_a_pipe(herd_up: HerdProcess) -> None:
     piped = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert piped.stdout.startswith('{"accepted"')
     assert "Traceback" not in piped.stderr
+
+
+@pytest.mark.parametrize("command", ["generate Hi", "chat"])
+@pytest.mark.parametrize("option", ["--top-k -1", f"--seed {2**64}", "--max-new-tokens 0", "--timeout -1"])
+def test_what_no_request_can_hold_is_a_wrong_command_line(command: str, option: str) -> None:
+    """Exit status 2 with the option's name, and no gateway is asked."""
+    done = CliRunner().invoke(app, [*command.split(), *option.split(), "--address", "127.0.0.1:1"])
+
+    assert done.exit_code == 2
+    assert option.split()[0] in done.stderr
+
+
+def test_bytes_that_are_no_text_are_refused(herd_up: HerdProcess) -> None:
+    """Of a prompt or an argument with status 2; of a conversation only their line, and what comes after is answered."""
+
+    def given(said: bytes, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+        command = [sys.executable, "-m", "herd", *arguments, "--address", herd_up.address]
+        return subprocess.run(command, cwd=ROOT, input=said, capture_output=True, timeout=60, check=False)
+
+    prompt = given(b"caf\xe9\n", "generate", "-")
+    argument = given(b"", "generate", "caf\udce9")
+    talk = given(b"caf\xe9\r\nCount to ten\r\n", "chat", "--temperature", "0")
+
+    assert (prompt.returncode, prompt.stdout) == (2, b"")
+    assert argument.returncode == 2
+    assert all(each.stderr.startswith(b"herd generate: what is asked must be UTF-8") for each in (prompt, argument))
+    assert (talk.returncode, talk.stdout) == (1, b"1, 2, 3, 4, 5, 6, 7, 8, 9, 10\n")
+    assert talk.stderr == b"herd chat: this line is no UTF-8 and was not sent\n"
 
 
 def test_where_no_terminal_is_there_are_no_colours(herd_up: HerdProcess) -> None:
