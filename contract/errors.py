@@ -8,6 +8,7 @@ ServeError
 ├── UnknownSession      no such conversation: ended, expired, or another caller's
 ├── SessionTaken        another connection goes on with this conversation
 ├── TurnRunning         the conversation is in the middle of a turn
+├── ReaderStalled       the client took no message for too long
 ├── QuotaExceeded       the caller holds all it may hold
 ├── Unavailable         the service cannot take this now; retry later
 │   ├── Overloaded      the queue is full
@@ -94,6 +95,13 @@ class TurnRunning(ServeError):
     def __init__(self, turn: int) -> None:
         super().__init__(f"turn {turn} is still running")
         self.turn = turn
+
+
+class ReaderStalled(ServeError):
+    """A message could not be written for so long; the generation, if it goes on, can be attached to."""
+
+    def __init__(self, waited_s: float) -> None:
+        super().__init__(f"the client took no message for {waited_s:g} s")
 
 
 class QuotaExceeded(ServeError):

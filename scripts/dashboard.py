@@ -91,8 +91,8 @@ def panels() -> Iterator[Panel]:
     yield Panel("Preemptions", "short", [added(names.PREEMPTIONS)], "in 5 minutes")
     continued = [added(each) for each in (names.REDELIVERIES, names.LEASE_LOSSES, names.REAPS, names.ENGINE_RESTARTS)]
     yield Panel("Redeliveries, lease losses, deaths", "short", continued, "in 5 minutes")
-    outages = [added(each) for each in (names.REDIS_OUTAGES, names.LOG_FILLS)]
-    yield Panel("Redis outages, log reads", "short", outages, "in 5 minutes")
+    outages = [added(each) for each in (names.REDIS_OUTAGES, names.LOG_FILLS, names.STALLED_READERS)]
+    yield Panel("Redis outages, log reads, stalled readers", "short", outages, "in 5 minutes")
     dead = (f"max({names.DEAD_LETTERS.prometheus_name})", "set aside in all")
     yield Panel("Poison", "short", [added(names.POISON), dead], "jobs that kept killing workers")
     failed = f'{names.RPC_DURATION.prometheus_name}_count{{{ERROR}!=""}}'

@@ -10,10 +10,11 @@ from service.admission import Admission
 from service.chat_session import ChatSession, drop, interrupt
 from service.chat_stream import ChatStream, first_message, resume_of
 from service.chat_turn import say_turn, turn_span
+from service.context import Context
 from service.cursor import Resume
 from service.follow import Follower
 from service.models import Models
-from service.rpc import Context, Handler, carrier_of
+from service.rpc import Handler
 from service.servicer import ANONYMOUS
 
 
@@ -55,7 +56,7 @@ class ChatServicer:
     async def send_turn(self, request: chat_pb2.SendTurnRequest, context: Context) -> None:
         """One turn of a conversation, old or new."""
         session = await self._join(request.setup, request.session_handle)
-        with turn_span(session, carrier_of(context)):
+        with turn_span(session, context.carrier):
             begun = await session.begin(request.user_message)
             await context.write(chat_pb2.SendTurnResponse(ready=session.ready).SerializeToString())
             await context.write(await say_turn(session, self._follower, begun, Resume(0, None), context.write))

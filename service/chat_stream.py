@@ -23,9 +23,9 @@ from service import metrics
 from service.admission import Admission
 from service.chat_session import BegunTurn, ChatSession
 from service.chat_turn import say_turn, turn_span
+from service.context import Context
 from service.cursor import Resume
 from service.follow import Follower
-from service.rpc import Context, carrier_of
 from service.status import to_rich_status
 
 SETUP_TIMEOUT_S = 30.0
@@ -116,7 +116,7 @@ class ChatStream:
     async def _say(self, begun: BegunTurn, resume: Resume) -> None:
         """The turn's last message is written when the next turn may begin: its client answers at once."""
         try:
-            with turn_span(self._session, carrier_of(self._context)):
+            with turn_span(self._session, self._context.carrier):
                 last = await say_turn(self._session, self._follower, begun, resume, self._write)
         except _ENDS_STREAM:
             raise

@@ -185,13 +185,16 @@ class Gateway:
             self._waiting,
             max_log_bytes=self._settings.max_log_bytes,
         )
-        handlers = GenerationServicer(self._broker, follower).handlers
-        server.add_generic_rpc_handlers([method_handlers(GENERATION, handlers)])
-        server.add_generic_rpc_handlers([method_handlers(MODEL, ModelServicer(self._models).handlers)])
         chat = ChatServicer(
             self._broker, self._models, follower, self._admission, drain_timeout_s=self._settings.drain_timeout_s
         )
-        server.add_generic_rpc_handlers([method_handlers(CHAT, chat.handlers)])
+        for service, servicer in (
+            (GENERATION, GenerationServicer(self._broker, follower)),
+            (MODEL, ModelServicer(self._models)),
+            (CHAT, chat),
+        ):
+            handlers = method_handlers(service, servicer.handlers, write_timeout_s=self._settings.write_timeout_s)
+            server.add_generic_rpc_handlers([handlers])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz.add_channelz_servicer(server)
         reflection.enable_server_reflection(_reflected(), server)

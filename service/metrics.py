@@ -30,6 +30,7 @@ _time_to_first_token = histogram(names.TIME_TO_FIRST_TOKEN)
 _time_per_output_token = histogram(names.TIME_PER_OUTPUT_TOKEN)
 _token_usage = histogram(names.TOKEN_USAGE)
 _log_fills = counter(names.LOG_FILLS)
+_stalled_readers = counter(names.STALLED_READERS)
 _redis_outages = counter(names.REDIS_OUTAGES)
 
 
@@ -135,6 +136,11 @@ def count_log_fill() -> None:
     _log_fills.add(1)
 
 
+def count_stalled_reader() -> None:
+    """A stream ended because its client took nothing."""
+    _stalled_readers.add(1)
+
+
 def count_redis_outage() -> None:
     """Redis has stopped answering."""
     _redis_outages.add(1)
@@ -152,7 +158,7 @@ class HerdView:
 
     async def watch(self) -> None:
         """Look every POLL_S, for ever; an outage leaves what was seen last."""
-        for count in (_log_fills, _redis_outages):
+        for count in (_log_fills, _stalled_readers, _redis_outages):
             count.add(0)
         observe(names.SENT_TOKENS, lambda: [(_tally.num_sent_tokens, {})])
         observe(names.STREAMS, lambda: [(self._admission.num_inside, {})])

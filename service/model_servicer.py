@@ -12,10 +12,11 @@ from contract.errors import BrokerDown, FieldViolation, InvalidRequest, NoWorker
 from contract.messages import Job
 from llamaherd.v1 import common_pb2, model_pb2
 from service import events
+from service.context import Context
 from service.knobs import resolve_sampling, resolve_stopping
 from service.models import Models, ServedModel
 from service.prompts import check_chat, check_input, check_model_name, encode_input, has_chat_format, messages_of
-from service.rpc import Context, Handler
+from service.rpc import Handler
 from service.tokenizer import PromptTokenizer, TokenSpan
 from service.violations import Violations
 

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import structlog
@@ -19,32 +19,40 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from contract import keys
-from contract.errors import DeadlinePassed, FieldViolation, InvalidRequest, ServeError
+from contract.errors import FieldViolation, InvalidRequest, ReaderStalled, ServeError
 from contract.trace import extract_context
 from service import metrics, status
+from service.context import Context
 from telemetry import names
 
-Context = grpc.aio.ServicerContext[Any, Any]
+RawContext = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Message | None]]
-Answer = TypeVar("Answer")
 
 log = structlog.get_logger(__name__)
 tracer = trace.get_tracer("llamaherd.service")
 
 
-def method_handlers(service: ServiceDescriptor, handlers: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
+def method_handlers(
+    service: ServiceDescriptor, handlers: Mapping[str, Handler], *, write_timeout_s: float
+) -> grpc.GenericRpcHandler:
     """Every method of `service`, by its handler of the same name.
 
     A unary handler returns its message; a streaming one writes serialized messages to the context.
+
+    Args:
+        write_timeout_s: how long a message may wait for its reader.
     """
     assert handlers.keys() == {method.name for method in service.methods}, "each method has a handler"
     return grpc.method_handlers_generic_handler(
-        service.full_name, {method.name: _method(method, handlers[method.name]) for method in service.methods}
+        service.full_name,
+        {
+            method.name: _method(method, _Rpc(method, handlers[method.name], write_timeout_s))
+            for method in service.methods
+        },
     )
 
 
-def _method(method: MethodDescriptor, handler: Handler) -> "grpc.RpcMethodHandler[Any, Any]":
-    rpc = _Rpc(method, handler)
+def _method(method: MethodDescriptor, rpc: "_Rpc") -> "grpc.RpcMethodHandler[Any, Any]":
     if method.client_streaming and method.server_streaming:
         return grpc.stream_stream_rpc_method_handler(rpc.converse)
     if method.server_streaming:
@@ -55,42 +63,63 @@ def _method(method: MethodDescriptor, handler: Handler) -> "grpc.RpcMethodHandle
 class _Rpc:
     """One method: bytes in, bytes out."""
 
-    def __init__(self, method: MethodDescriptor, handler: Handler) -> None:
+    def __init__(self, method: MethodDescriptor, handler: Handler, write_timeout_s: float) -> None:
         assert method.containing_service is not None
         self._name = f"{method.containing_service.full_name}/{method.name}"
         self._request_class = message_factory.GetMessageClass(method.input_type)
         self._handler = handler
+        self._write_timeout_s = write_timeout_s
 
-    async def answer(self, body: bytes, context: Context) -> bytes:
+    async def answer(self, body: bytes, raw: RawContext) -> bytes:
         """A unary call."""
-        answer = await self._run(body, context)
+        answer = await self._run(body, raw)
         assert answer is not None, f"{self._name} returned nothing"
         return answer.SerializeToString()
 
-    async def stream(self, body: bytes, context: Context) -> None:
+    async def stream(self, body: bytes, raw: RawContext) -> None:
         """A server-streaming call; the handler writes."""
-        await self._run(body, context)
+        await self._run(body, raw)
 
-    async def converse(self, bodies: AsyncIterator[bytes], context: Context) -> None:
+    async def converse(self, bodies: AsyncIterator[bytes], raw: RawContext) -> None:
         """A bidirectional call, for as long as both want: it has no span, but what happens on it has, in its trace."""
-        with _observed(self._name, context, has_span=False) as outcome:
-            await _told(outcome, context, lambda: self._call(self._parse_each(bodies), context))
+        context = Context(raw, self._write_timeout_s)
 
-    async def _run(self, body: bytes, context: Context) -> Message | None:
-        def call() -> Awaitable[Message | None]:
+        def call(outcome: _Outcome) -> Awaitable[Message | None]:
+            return self._handler(self._parse_each(bodies), context)
+
+        await self._told(call, context, raw, has_span=False)
+
+    async def _run(self, body: bytes, raw: RawContext) -> Message | None:
+        context = Context(raw, self._write_timeout_s)
+
+        def call(outcome: _Outcome) -> Awaitable[Message | None]:
             request = self._parse(body)
             outcome.name_request(getattr(request, "request_id", ""))
-            return self._call(request, context)
+            return self._handler(request, context)
 
-        with _observed(self._name, context) as outcome:
-            return await _told(outcome, context, call)
+        return await self._told(call, context, raw)
+
+    async def _told(
+        self,
+        call: "Callable[[_Outcome], Awaitable[Message | None]]",
+        context: Context,
+        raw: RawContext,
+        *,
+        has_span: bool = True,
+    ) -> Message | None:
+        """The call's result. An error ends the RPC with its status, and is noted before that.
+
+        A status may have to wait for its reader too: it goes behind the message that could not be written.
+        """
+        try:
+            with _observed(self._name, context, has_span=has_span) as outcome:
+                return await _outcome_of(call, context, outcome)
+        except _Ends as end:
+            await status.end(raw, end.status)
 
     async def _parse_each(self, bodies: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for body in bodies:
             yield self._parse(body)
-
-    def _call(self, request: Message | AsyncIterator[Message], context: Context) -> Awaitable[Message | None]:
-        return self._handler(request, context)
 
     def _parse(self, body: bytes) -> Message:
         try:
@@ -100,36 +129,29 @@ class _Rpc:
             raise InvalidRequest([FieldViolation("", f"the bytes are no {name}; strings must be UTF-8")]) from None
 
 
-def carrier_of(context: Context) -> dict[str, str]:
-    """The trace context that the caller sent."""
-    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+class _Ends(Exception):
+    """The RPC ends with a status that is an error."""
+
+    def __init__(self, status: status.RpcStatus) -> None:
+        super().__init__(status.details)
+        self.status = status
 
 
-async def _told(outcome: "_Outcome", context: Context, call: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The call's result. An error ends the RPC with its status, and is noted."""
+async def _outcome_of(
+    call: "Callable[[_Outcome], Awaitable[Message | None]]", context: Context, outcome: "_Outcome"
+) -> Message | None:
+    """What the call returns. Raises _Ends for every error but that of a write to a client that has gone."""
     try:
-        return await _within_deadline(call(), context)
+        return await context.bounded(call(outcome))
     except ServeError as error:
         outcome.failed(error)
-        await status.abort(context, error)
+        raise _Ends(status.to_status(error)) from None
     except grpc.aio.BaseError:
         raise  # a write failed: the client has gone, there is no one to answer
     except Exception:
         log.exception("rpc failed")
         outcome.broke()
-        await status.abort_unexpected(context, outcome.request_id)
-
-
-async def _within_deadline(call: Awaitable[Answer], context: Context) -> Answer:
-    """The call's result. Raises DeadlinePassed when the RPC's own deadline comes first."""
-    timeout = asyncio.timeout(context.time_remaining())
-    try:
-        async with timeout:
-            return await call
-    except TimeoutError:
-        if timeout.expired():
-            raise DeadlinePassed("before the answer was complete") from None
-        raise
+        raise _Ends(status.unexpected_status(outcome.request_id)) from None
 
 
 class _Outcome:
@@ -149,6 +171,8 @@ class _Outcome:
 
     def failed(self, error: ServeError) -> None:
         """It ends with an error of ours."""
+        if isinstance(error, ReaderStalled):
+            metrics.count_stalled_reader()
         row = status.row_of(error)
         self.code, self.reason = row.code.name, row.reason
 
@@ -165,7 +189,7 @@ class _Outcome:
 def _observed(method: str, context: Context, *, has_span: bool = True) -> Iterator[_Outcome]:
     """One SERVER span under the caller's, or only the caller's; and one log line at the end."""
     started_s = time.monotonic()
-    callers = extract_context(carrier_of(context))
+    callers = extract_context(context.carrier)
     opened = tracer.start_as_current_span(
         method,
         context=callers,

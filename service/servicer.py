@@ -10,9 +10,10 @@ from contract.errors import FieldViolation, InvalidRequest, LogBehind, UnknownGe
 from contract.messages import CHAIN_START, Ending, EndReason
 from llamaherd.v1 import common_pb2, generation_pb2
 from service import events, spans
+from service.context import Context
 from service.cursor import Resume
 from service.follow import Followed, Follower
-from service.rpc import Context, Handler
+from service.rpc import Handler
 from service.snapshot import STATES, choices_of, snapshot_of
 from service.validate import Call
 

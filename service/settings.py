@@ -51,6 +51,9 @@ class GatewaySettings(BaseSettings):
     resume_wait_s: float = Field(
         default=5.0, gt=0, description="how long a reader ahead of a running log waits for it to grow"
     )
+    write_timeout_s: float = Field(
+        default=60.0, gt=0, description="how long a message may wait for a client that reads nothing; then its RPC ends"
+    )
     drain_timeout_s: float = Field(default=30.0, ge=0, description="how long running streams may go on after SIGTERM")
     dead_after_ms: int = Field(
         default=900, ge=300, description="a worker's heartbeat that stands still this long is a death"

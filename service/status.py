@@ -56,6 +56,7 @@ TABLE: Mapping[type[ServeError], Row] = {
     errors.SessionTaken: Row(_CODE.ABORTED, "SESSION_TAKEN", _attribute("session_id")),
     errors.TurnRunning: Row(_CODE.FAILED_PRECONDITION, "TURN_RUNNING", _attribute("turn")),
     errors.RequestIdReused: Row(_CODE.ALREADY_EXISTS, "REQUEST_ID_REUSED", _attribute("request_id")),
+    errors.ReaderStalled: Row(_CODE.ABORTED, "READER_STALLED"),
     errors.QuotaExceeded: Row(_CODE.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     errors.Unavailable: Row(_CODE.UNAVAILABLE, "UNAVAILABLE"),
     errors.Overloaded: Row(_CODE.UNAVAILABLE, "OVERLOADED"),
@@ -122,15 +123,9 @@ def is_fault(code_name: str) -> bool:
     return code_name in _FAULTS
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: ServeError) -> NoReturn:
-    """End the RPC with `error`."""
-    await context.abort_with_status(to_status(error))
-    raise AssertionError("abort_with_status raises")
-
-
-async def abort_unexpected(context: grpc.aio.ServicerContext[Any, Any], request_id: str) -> NoReturn:
-    """End the RPC with an error that nobody foresaw; the caller logs it."""
-    await context.abort_with_status(unexpected_status(request_id))
+async def end(context: grpc.aio.ServicerContext[Any, Any], status: RpcStatus) -> NoReturn:
+    """End the RPC with an error's status."""
+    await context.abort_with_status(status)
     raise AssertionError("abort_with_status raises")
 
 

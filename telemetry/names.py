@@ -151,6 +151,11 @@ STREAMS = Metric("llamaherd.streams", Kind.GAUGE, "{stream}", _GATEWAY, (), "RPC
 SENT_TOKENS = Metric(
     "llamaherd.streams.tokens", Kind.COUNTER, "{token}", _GATEWAY, (), "tokens given to readers, each as often as read"
 )
+STALLED_READERS = Metric(
+    "llamaherd.streams.stalled",
+    *(Kind.COUNTER, "{stream}", _GATEWAY, ()),
+    "streams ended because their clients took no message for too long",
+)
 LOG_FILLS = Metric(
     "llamaherd.log.fills",
     Kind.COUNTER,

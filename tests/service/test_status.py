@@ -21,6 +21,7 @@ from tests.redis_server import RunningServer, start_valkey
 from tests.service.bundles import bundle
 from tests.service.conftest import short_folder
 from tests.service.gateways import RunningGateway, error_of, open_stream, prompt, read_rest, read_until, running_gateway
+from tests.service.narrow import has_room, narrow_channel, say_much
 from tests.service.scripted_worker import ScriptedWorker, scripted_worker
 from tests.until import until
 
@@ -52,6 +53,7 @@ class World:
     worker: ScriptedWorker
     broker: Broker
     tiny: RunningGateway  # lets one wait and two in
+    impatient: RunningGateway  # lets one in, and go if it reads nothing
     stingy: RunningGateway  # lets a caller have one generation
     draining: RunningGateway  # has one stream and was told to stop
     cut_off: RunningGateway  # its Redis is gone
@@ -169,6 +171,15 @@ async def gateway_full(world: World) -> None:
             call.cancel()
 
 
+async def reader_stalled(world: World) -> None:
+    """A client that reads nothing, until it has lost its place."""
+    async with narrow_channel(world.impatient) as channel:
+        call = type(world.impatient.stub)(channel).Generate(prompt())
+        await say_much(await world.worker.take((await call.read()).accepted.generation_id))
+        await until(lambda: has_room(world.impatient), what="its place is free")
+        raise await error_of(call)
+
+
 async def draining(world: World) -> None:
     """A new stream at a gateway that was told to stop."""
     await world.draining.stub.Generate(prompt()).read()
@@ -279,6 +290,10 @@ REACHED: list[tuple[type[ServeError], Trigger, grpc.StatusCode, str, str, dict[s
         *(errors.Unavailable, gateway_full, CODE.UNAVAILABLE, "UNAVAILABLE"),
         *("this gateway has 2 streams; 2 are allowed", {}, {RETRY}),
     ),
+    (
+        *(errors.ReaderStalled, reader_stalled, CODE.ABORTED, "READER_STALLED"),
+        *("the client took no message for 0.5 s", {}, set()),
+    ),
     (errors.Draining, draining, CODE.UNAVAILABLE, "DRAINING", "this gateway is draining", {}, {RETRY}),
     (
         *(errors.NoWorker, no_worker, CODE.UNAVAILABLE, "NO_WORKER"),
@@ -341,6 +356,7 @@ async def world(
     """Gateways in every state that an error tells of."""
     async with AsyncExitStack() as stack:
         tiny = await stack.enter_async_context(running_gateway(valkey.url, max_waiting=1, max_streams=2))
+        impatient = await stack.enter_async_context(running_gateway(valkey.url, max_streams=1, write_timeout_s=0.5))
         stingy = await stack.enter_async_context(running_gateway(valkey.url, max_caller_generations=1))
         leaving = await stack.enter_async_context(running_gateway(valkey.url, drain_timeout_s=60))
         call, _ = await open_stream(leaving, prompt())
@@ -352,7 +368,7 @@ async def world(
         await stack.enter_async_context(scripted_worker(other, {"chat": bundle()}))
         cut_off = await stack.enter_async_context(running_gateway(lost.url))
         lost.kill()
-        yield World(gateway, worker, broker, tiny, stingy, leaving, cut_off)
+        yield World(gateway, worker, broker, tiny, impatient, stingy, leaving, cut_off)
 
 
 @pytest.mark.parametrize("row", REACHED, ids=[row[3] for row in REACHED])

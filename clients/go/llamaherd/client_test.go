@@ -243,6 +243,9 @@ func TestAReasonGoesBeforeTheCode(t *testing.T) {
 			t.Errorf("%s: %s", code, got)
 		}
 	}
+	if stalled := (&Error{Kind: kindOf(codes.Aborted, "READER_STALLED")}); !stalled.mayRetry() {
+		t.Error("a reader that was let go does not go on")
+	}
 }
 
 func TestAClosedClientMakesNoCall(t *testing.T) {

@@ -42,6 +42,7 @@ const (
 	Draining          Kind = "Draining"          // this gateway goes away, and there was no other
 	NoWorker          Kind = "NoWorker"          // nobody serves the model at the moment
 	BrokerDown        Kind = "BrokerDown"        // the service's Redis does not answer
+	ReaderStalled     Kind = "ReaderStalled"     // this client read nothing for so long that the gateway ended the stream
 	ConnectionBroken  Kind = "ConnectionBroken"  // nobody answered, or the connection broke
 	DeadlineExceeded  Kind = "DeadlineExceeded"  // the context's deadline is over
 	DeadlineTooShort  Kind = "DeadlineTooShort"  // it would be, before a worker began; nothing was queued
@@ -58,7 +59,7 @@ const (
 var broader = map[Kind]Kind{
 	UnknownModel: NotFound, UnknownGeneration: NotFound, UnknownSession: NotFound,
 	Overloaded: Unavailable, Draining: Unavailable, NoWorker: Unavailable, BrokerDown: Unavailable,
-	ConnectionBroken: Unavailable,
+	ReaderStalled: Unavailable, ConnectionBroken: Unavailable,
 	DeadlineTooShort: DeadlineExceeded,
 	PoisonJob:        InternalError, GenerationFailed: InternalError,
 }
@@ -77,6 +78,7 @@ var kindByReason = map[string]Kind{
 	"DRAINING":           Draining,
 	"NO_WORKER":          NoWorker,
 	"BROKER_DOWN":        BrokerDown,
+	"READER_STALLED":     ReaderStalled,
 	"DEADLINE_PASSED":    DeadlineExceeded,
 	"DEADLINE_TOO_SHORT": DeadlineTooShort,
 	"POSITION_AHEAD":     PositionAhead,

@@ -20,6 +20,7 @@ const KIND_BY_REASON = {
   DRAINING: "Draining",
   NO_WORKER: "NoWorker",
   BROKER_DOWN: "BrokerDown",
+  READER_STALLED: "ReaderStalled", // this client read nothing for so long that the gateway ended the stream
   DEADLINE_PASSED: "DeadlineExceeded",
   DEADLINE_TOO_SHORT: "DeadlineTooShort", // the wait alone would outlast it; nothing was queued
   POSITION_AHEAD: "PositionAhead",
@@ -62,6 +63,7 @@ const RETRIED: readonly ErrorKind[] = [
   "Draining",
   "NoWorker",
   "BrokerDown",
+  "ReaderStalled",
   "ConnectionBroken",
 ];
 

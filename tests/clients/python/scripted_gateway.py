@@ -84,7 +84,7 @@ class ScriptedGateway:
             await asyncio.Event().wait()
         context.set_trailing_metadata(cut.trailers)
         if cut.error is not None:
-            await status.abort(context, cut.error)
+            await status.end(context, status.to_status(cut.error))
         await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
 
@@ -97,7 +97,7 @@ class _Servicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Attach(self, request: generation_pb2.AttachRequest, context: Any) -> None:
         if request.generation_id != GENERATION_ID:
-            await status.abort(context, UnknownGeneration(request.generation_id))
+            await status.end(context, status.to_status(UnknownGeneration(request.generation_id)))
         await self._gateway.play(request, context, from_position(self._gateway.messages, request.from_position))
 
     async def Complete(self, request: generation_pb2.CompleteRequest, context: Any) -> generation_pb2.CompleteResponse:

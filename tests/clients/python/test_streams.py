@@ -8,7 +8,16 @@ from typing import Any
 import grpc
 import pytest
 
-from contract.errors import BrokerDown, Draining, FieldViolation, GenerationFailed, InvalidRequest, NoWorker, Overloaded
+from contract.errors import (
+    BrokerDown,
+    Draining,
+    FieldViolation,
+    GenerationFailed,
+    InvalidRequest,
+    NoWorker,
+    Overloaded,
+    ReaderStalled,
+)
 from contract.messages import CHAIN_START
 from llamaherd import client as herd
 from llamaherd.v1 import common_pb2, generation_pb2
@@ -106,11 +115,12 @@ async def test_one_name_may_stand_for_several_gateways(ask: Ask) -> None:
     assert two.requests
 
 
-async def test_a_drained_gateway_is_left_for_another(ask: Ask) -> None:
-    """DRAINING in mid-stream is a move, not an error."""
+@pytest.mark.parametrize("error", [Draining(), ReaderStalled(60.0)])
+async def test_a_stream_that_a_gateway_lets_go_of_goes_on(ask: Ask, error: Any) -> None:
+    """DRAINING in mid-stream is a move, not an error; and so is READER_STALLED for one that reads again."""
     async with (
-        scripted("some text", cuts=[Cut(6, Draining())]) as one,
-        scripted("some text", cuts=[Cut(6, Draining())]) as two,
+        scripted("some text", cuts=[Cut(6, error)]) as one,
+        scripted("some text", cuts=[Cut(6, error)]) as two,
     ):
         assert_whole(await ask([one.address, two.address], generate), "some text")
 

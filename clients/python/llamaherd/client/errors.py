@@ -16,6 +16,7 @@ HerdError
 │   ├── Draining        this gateway goes away, and there was no other
 │   ├── NoWorker        nobody serves the model at the moment
 │   ├── BrokerDown      the service's Redis does not answer
+│   ├── ReaderStalled   this client read nothing for so long that the gateway ended the stream
 │   └── ConnectionBroken    nobody answered, or the connection broke
 ├── DeadlineExceeded    `timeout_s` is over
 │   └── DeadlineTooShort    it would be, before a worker began; nothing was queued
@@ -144,6 +145,10 @@ class BrokerDown(Unavailable):
     """The service's Redis does not answer."""
 
 
+class ReaderStalled(Unavailable):
+    """This client read nothing for so long that the gateway ended the stream; one that reads again goes on."""
+
+
 class ConnectionBroken(Unavailable):
     """The gateway cannot be reached, or the connection to it broke."""
 
@@ -198,6 +203,7 @@ BY_REASON: Mapping[str, type[HerdError]] = {
     "DRAINING": Draining,
     "NO_WORKER": NoWorker,
     "BROKER_DOWN": BrokerDown,
+    "READER_STALLED": ReaderStalled,
     "DEADLINE_PASSED": DeadlineExceeded,
     "DEADLINE_TOO_SHORT": DeadlineTooShort,
     "POSITION_AHEAD": PositionAhead,
