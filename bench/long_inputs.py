@@ -1,4 +1,4 @@
-"""What a gateway's process spends on long inputs: prompts of 4 MiB that are too long for the context.
+"""What a gateway's process spends on long inputs: prompts too long for the context, and turns of long conversations.
 
     python -m bench.long_inputs
 
@@ -10,13 +10,14 @@ import asyncio
 import dataclasses
 import resource
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from contract.chat import Turn
 from contract.errors import InvalidRequest
-from llamaherd.v1 import common_pb2
-from service.models import ServedModel
+from llamaherd.v1 import chat_pb2, common_pb2
+from service.chat_history import fit_history, spec_of
+from service.models import Models, ServedModel
 from service.tokenizer import PromptTokenizer
 from service.validate import Call, validate
 from worker.bundle import build_bundle
@@ -27,17 +28,17 @@ PROMPT_BYTES = 4 * 1024 * 1024 - 1024
 Spec = common_pb2.GenerationSpec
 
 
-class OneModel:
-    """In the place of `Models`: there is one, and it is loaded."""
+class OneModel(Models):
+    """`Models` that has one, and needs no Redis."""
 
     def __init__(self) -> None:
         bundle = build_bundle(ROOT / "herd/demo_model", quantization="int8")
         bundle = dataclasses.replace(bundle, context_length=4096)
         self.model = ServedModel("demo", bundle.digest, bundle, PromptTokenizer(bundle))
 
-    def name_of(self, name: str) -> str:
+    def name_of(self, model: str, field: str = "spec.model") -> str:
         """Its name."""
-        return name
+        return model
 
     async def get(self, name: str) -> ServedModel:
         """It."""
@@ -55,7 +56,16 @@ async def measure(what: str, call: Callable[[], Awaitable[str]]) -> None:
     print(f"| {what} | {min(spent_ms):,.1f} to {max(spent_ms):,.1f} | {said} |", flush=True)
 
 
-async def refused(models: Any, spec: Spec) -> str:
+async def begun(models: OneModel, turns: Sequence[Turn]) -> str:
+    """What becomes of a turn after these, up to its job."""
+    setup = chat_pb2.ChatSetup(model="demo", system_prompt="Be kind.")
+    fitted = await fit_history(setup, turns, "And what does that mean?", models.model)
+    spec = spec_of(setup, fitted.messages, window_ms=1000, model="demo")
+    job = await validate(Call("bench", spec, None, encoded=fitted.encoded), "0" * 32, models, max_log_bytes=1 << 24)
+    return f"{len(turns) - fitted.num_dropped} turns of {len(turns)}, {len(job.prompt_ids)} tokens"
+
+
+async def refused(models: OneModel, spec: Spec) -> str:
     """What the caller is told."""
     try:
         await validate(Call("bench", spec, None), "0" * 32, models, max_log_bytes=1 << 24)
@@ -80,7 +90,12 @@ async def main() -> None:
     started_s = time.monotonic()
     print("| input | CPU, ms | told |\n|---|---|---|")
     for what, spec in specs.items():
-        await measure(what, lambda spec=spec: refused(models, spec))  # type: ignore[misc]
+        await measure(what, lambda spec=spec: refused(models, spec))  # type: ignore[misc]  # its default is the loop's value
+    print("| turn after | CPU, ms | its prompt |\n|---|---|---|")
+    for num_turns, num_lines in ((1, 1), (20, 4), (1024, 6), (32, 210)):
+        turns = [Turn(n, f"{n}. {line * num_lines}", line * num_lines) for n in range(num_turns)]
+        size = sum(len(turn.user) + len(turn.assistant) for turn in turns)
+        await measure(f"{num_turns:,} turns, {size:,} bytes", lambda turns=turns: begun(models, turns))  # type: ignore[misc]  # its default is the loop's value
     print(f"took {time.monotonic() - started_s:.0f} s")
 
 

@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from contract.chat import Turn
 from contract.errors import FieldViolation, InvalidRequest
 from llamaherd.v1 import chat_pb2, common_pb2
 from service.chat_format import Message, Role
+from service.encoding import BoundedEncoder, EncodedPrompt, TooManyTokens
 from service.models import ServedModel
+from service.prompts import MAX_MESSAGES
 
 MAX_MESSAGE_BYTES = 1024 * 1024
+MAX_TURNS_SAID = (MAX_MESSAGES - 2) // 2  # beside the system prompt and what the user says now
 MAX_RESERVED_TOKENS = 256  # kept free for an answer whose length nobody bounds; a quarter of a small context
 
 
@@ -30,33 +34,25 @@ def spec_of(
     )
 
 
-async def fit_history(
-    setup: chat_pb2.ChatSetup, turns: Sequence[Turn], user: str, model: ServedModel
-) -> tuple[list[Message], int]:
-    """The messages of the turn's prompt, and how many of the oldest `turns` are left out.
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """A turn's prompt: its messages, its ids, and how many of the oldest turns are left out."""
 
-    Whole turns go, the oldest first, until the prompt leaves room for the answer; the system prompt always stays.
+    messages: list[Message]
+    encoded: EncodedPrompt
+    num_dropped: int
+
+
+async def fit_history(setup: chat_pb2.ChatSetup, turns: Sequence[Turn], user: str, model: ServedModel) -> FittedPrompt:
+    """The prompt of a turn that comes after `turns`.
+
+    Whole turns go, the oldest first, until the prompt leaves room for the answer: it would not with one turn more. The
+    system prompt always stays.
 
     Raises InvalidRequest if the user's text is no text for a turn, or too long with no history at all.
     """
     check_text(user)
-    alone = _messages(setup, (), user)
-    await _encode_checked(model, alone)
-    room = model.bundle.context_length - _reserved(setup, model)
-    # More turns never make a shorter prompt, so the first number of dropped turns that fits is found by halving.
-    low, high = 0, len(turns)
-    if await _num_tokens(model, _messages(setup, turns, user)) <= room:
-        high = 0
-    while low < high:
-        middle = (low + high) // 2
-        if await _num_tokens(model, _messages(setup, turns[middle:], user)) <= room:
-            high = middle
-        else:
-            low = middle + 1
-    if low == len(turns) and (size := await _num_tokens(model, alone)) > room:
-        text = f"makes a prompt of {size} tokens; this model takes {room} and an answer"
-        raise InvalidRequest([FieldViolation("user_message.content", text)])
-    return _messages(setup, turns[low:], user), low
+    return await asyncio.to_thread(_fit, setup, turns, user, model)
 
 
 def check_text(user: str) -> None:
@@ -80,14 +76,35 @@ def _reserved(setup: chat_pb2.ChatSetup, model: ServedModel) -> int:
     return min(MAX_RESERVED_TOKENS, model.bundle.context_length // 4)
 
 
-async def _encode_checked(model: ServedModel, alone: Sequence[Message]) -> None:
+def _fit(setup: chat_pb2.ChatSetup, turns: Sequence[Turn], user: str, model: ServedModel) -> FittedPrompt:
+    """Encodes each text at most once, and of the history little more than what fits."""
+    alone = _messages(setup, (), user)
+    _check_format(model, alone)
+    room = model.bundle.context_length - _reserved(setup, model)
+    encoder, ids = BoundedEncoder(model.tokenizer, room), None
+    low, high = max(0, len(turns) - MAX_TURNS_SAID), len(turns)
+    probe = low  # all of it, as most conversations are short; then by halving
+    while low < high:
+        messages = _messages(setup, turns[probe:], user)
+        try:
+            ids = encoder.encode(model.tokenizer.chat_parts(messages, allow_tags=True))
+            high = probe
+        except TooManyTokens:
+            low = probe + 1
+        probe = (low + high) // 2
+    if ids is None:
+        try:
+            ids = encoder.encode(model.tokenizer.chat_parts(alone, allow_tags=True))
+        except TooManyTokens as error:
+            text = f"makes a prompt of {error}; this model takes {room} and an answer"
+            raise InvalidRequest([FieldViolation("user_message.content", text)]) from None
+    return FittedPrompt(_messages(setup, turns[low:], user), EncodedPrompt(model.digest, ids), low)
+
+
+def _check_format(model: ServedModel, alone: Sequence[Message]) -> None:
     """Raises InvalidRequest, in the words of a conversation's client."""
     try:
-        await asyncio.to_thread(model.tokenizer.encode_chat, alone, False)
+        model.tokenizer.chat_parts(alone, allow_tags=False)
     except InvalidRequest as error:
         named = [FieldViolation("user_message.content", violation.description) for violation in error.violations]
         raise InvalidRequest(named) from None
-
-
-async def _num_tokens(model: ServedModel, messages: Sequence[Message]) -> int:
-    return len(await asyncio.to_thread(model.tokenizer.encode_chat, messages, True))

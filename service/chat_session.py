@@ -23,7 +23,7 @@ from llamaherd.v1 import chat_pb2, common_pb2, generation_pb2
 from service import events
 from service.backoff import until_answered
 from service.chat_format import Message, Role
-from service.chat_history import fit_history, spec_of
+from service.chat_history import FittedPrompt, fit_history, spec_of
 from service.models import Models
 from service.snapshot import snapshot_of
 from service.validate import Call
@@ -131,17 +131,16 @@ class ChatSession:
             raise InvalidRequest([FieldViolation("user_message.request_id", "has 1 to 128 characters")])
         while True:
             model = await self._models.get(self.setup.model)
-            messages, dropped = await fit_history(self.setup, await self._history(), message.content, model)
+            fitted = await fit_history(self.setup, await self._history(), message.content, model)
             number, first = self.view.next_turn, self.view.first_turn
-            opening = OpenTurn(number, message.content, keys.new_generation_id(), None, first + dropped)
+            opening = OpenTurn(number, message.content, keys.new_generation_id(), None, first + fitted.num_dropped)
             outcome, found = await self._broker.chat.begin(
                 self.handle, opening, epoch=self._epoch, request_id=message.request_id
             )
             match outcome:
                 case Begun.BEGUN:
                     self.view = replace(self.view, next_turn=number + 1)
-                    spec = spec_of(self.setup, messages, window_ms=TURN_WINDOW_MS, model=self.setup.model)
-                    return BegunTurn(opening, Call(self.caller, spec, None, generation_id=opening.generation_id))
+                    return BegunTurn(opening, self._call_of(opening, fitted))
                 case Begun.SAME:
                     return BegunTurn(await self._earlier(found), None)
                 case Begun.OPEN:
@@ -209,6 +208,10 @@ class ChatSession:
     def rest(self) -> None:
         """Hold nothing of what was said until the next turn, which reads it anew."""
         self._turns = None
+
+    def _call_of(self, turn: OpenTurn, prompt: FittedPrompt) -> Call:
+        spec = spec_of(self.setup, prompt.messages, window_ms=TURN_WINDOW_MS, model=self.setup.model)
+        return Call(self.caller, spec, None, generation_id=turn.generation_id, encoded=prompt.encoded)
 
     async def _history(self) -> Sequence[Turn]:
         """What was said; as it was when the conversation was joined, if nobody has rested since."""

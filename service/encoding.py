@@ -1,6 +1,7 @@
 """Prompts to token ids within a bound: of what is too long, no more is encoded than it takes to know that."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
@@ -12,6 +13,14 @@ class TooManyTokens(Exception):
 
     def __init__(self, num_tokens: int, *, is_exact: bool) -> None:
         super().__init__(f"{num_tokens} tokens" if is_exact else f"at least {num_tokens} tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """The ids of a prompt, by the tokenizer of the bundle with this digest."""
+
+    digest: str
+    ids: Sequence[int]
 
 
 class TextEncoder(Protocol):

@@ -1,10 +1,12 @@
 """GenerationSpec to Job: every bound checked, defaults filled in, the prompt encoded. Types are trusted afterwards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contract.messages import Job
 from contract.trace import inject_context
 from llamaherd.v1 import common_pb2
+from service.encoding import EncodedPrompt
 from service.knobs import (
     check_answer_size,
     check_fit,
@@ -14,7 +16,7 @@ from service.knobs import (
     resolve_sampling,
     resolve_stopping,
 )
-from service.models import Models
+from service.models import Models, ServedModel
 from service.prompts import check_input, encode_input
 from service.violations import Violations
 
@@ -40,6 +42,7 @@ class Call:
     is_unread: bool = False  # it begins without a reader
     max_answer_bytes: int | None = None  # for one that is answered at once, in one message
     generation_id: str | None = None  # one that was chosen, and kept, before
+    encoded: EncodedPrompt | None = None  # spec's input, where that was encoded before
     ends_s: float | None = None  # the RPC's deadline, on this process' monotonic clock
 
     @property
@@ -70,7 +73,7 @@ async def validate(call: Call, generation_id: str, models: Models, *, max_log_by
     sampling = resolve_sampling(spec.sampling, model.bundle, violations)
     check_stopping(spec.stopping, model.bundle, violations)
     check_output(spec.output, violations)
-    prompt_ids = await encode_input(spec, model, violations, max_tokens=model.bundle.context_length - 1)
+    prompt_ids = await _encode(call, model, violations)
     if prompt_ids:
         check_fit(spec.stopping, len(prompt_ids), model.bundle, violations)
     violations.raise_if_any()
@@ -93,6 +96,14 @@ async def validate(call: Call, generation_id: str, models: Models, *, max_log_by
         check_answer_size(job, call.max_answer_bytes, violations)
     violations.raise_if_any()
     return job
+
+
+async def _encode(call: Call, model: ServedModel, violations: Violations) -> Sequence[int]:
+    """The prompt's ids; [] if a violation was added."""
+    max_tokens = model.bundle.context_length - 1
+    if call.encoded is not None and call.encoded.digest == model.digest and len(call.encoded.ids) <= max_tokens:
+        return call.encoded.ids
+    return await encode_input(call.spec, model, violations, max_tokens=max_tokens)
 
 
 def _check_call(call: Call, violations: Violations) -> None:

@@ -113,3 +113,26 @@ async def test_a_conversation_that_outgrows_the_context(broker: Broker, worker: 
     await again.say("the same", request_id="r7")
     assert (await again.event("turn_finished")).turn_finished.num_turns_dropped == dropped[-1]
     again.call.cancel()
+
+
+async def test_a_turn_encodes_each_text_once(
+    broker: Broker, worker: ScriptedWorker, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find out what fits; the job that is queued has the same ids."""
+    encoded: list[str] = []
+    own = PromptTokenizer.encode_text
+
+    def encode_text(tokenizer: PromptTokenizer, text: str) -> list[int]:
+        encoded.append(text)
+        return own(tokenizer, text)
+
+    ready = await talk.setup()
+    monkeypatch.setattr(PromptTokenizer, "encode_text", encode_text)
+    for turn in range(3):
+        encoded.clear()
+        await talk.say(f"question {turn}")
+        work = await next_work(broker, worker, ready)
+        assert len(encoded) == len(set(encoded)) == turn + 1
+        assert work.taken.job.prompt_ids.count(worker.models["chat"].bos_id) == turn + 1
+        await answer(work, f"answer {turn}")
+        await talk.event("turn_finished")
