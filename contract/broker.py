@@ -37,7 +37,7 @@ from contract.outcomes import (
     WorkerBeat,
 )
 from contract.scripts import run_script
-from contract.server_check import check_server
+from contract.server_check import Weakness, check_server, find_weaknesses
 
 __all__ = [
     "Broker",
@@ -55,6 +55,7 @@ __all__ = [
     "StepRow",
     "Submitted",
     "Taken",
+    "Weakness",
     "WorkerBeat",
     "new_lease",
 ]
@@ -101,6 +102,10 @@ class Broker:
     async def check_server(self) -> None:
         """Refuse a server that would lose tokens, or a herd of another shape. Raises ServerUnfit, BrokerDown."""
         await check_server(self._client)
+
+    async def find_weaknesses(self) -> tuple[Weakness, ...]:
+        """What makes this Redis break a promise while it answers. Raises BrokerDown."""
+        return await find_weaknesses(self._client)
 
     async def now_ms(self) -> int:
         """Redis' clock, by which all stored times are."""

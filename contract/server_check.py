@@ -1,9 +1,12 @@
-"""Whether a Redis can hold this herd: a process asks once, before it does anything else."""
+"""Whether a Redis can hold this herd: a process asks before it does anything else, and then again and again."""
 
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import AuthenticationError, RedisClusterException, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisClusterException, ResponseError
 
 from contract import keys
 from contract.connection import ServerUnfit, answered
@@ -13,6 +16,22 @@ from contract.scripts import run_script
 
 MIN_VERSION = (7, 0)
 _NOT_A_CLUSTER = "Cluster mode is not enabled"
+_KEEPS = "noeviction"
+
+
+class WeaknessKind(enum.StrEnum):
+    """How a server breaks a promise while it answers. No process starts on one that evicts; those that run warn."""
+
+    FORGETS = "forgets"  # no append-only file; some run so on purpose
+    EVICTS = "evicts"  # when it is full; nearly all our keys have a lifetime, so volatile-* is no better than allkeys-*
+
+
+@dataclass(frozen=True, slots=True)
+class Weakness:
+    """One of them, in words for a person."""
+
+    kind: WeaknessKind
+    text: str
 
 
 async def check_server(client: Any) -> None:
@@ -36,18 +55,34 @@ def _is_no_cluster(error: BaseException) -> bool:
     return isinstance(error, RedisClusterException) and _NOT_A_CLUSTER in str(error)
 
 
+async def find_weaknesses(client: Any) -> tuple[Weakness, ...]:
+    """What makes this server, or a node of this cluster, break a promise while it answers; at most one of a kind.
+
+    By INFO alone, since managed servers forbid CONFIG. Raises BrokerDown.
+    """
+    found = [each for node in await _info(client, "memory", "persistence") for each in weaknesses_of(node)]
+    return tuple({each.kind: each for each in reversed(found)}.values())
+
+
+def weaknesses_of(node: Mapping[str, Any]) -> Iterator[Weakness]:
+    """By what INFO says of it; what a server does not tell is taken for well."""
+    if str(node.get("aof_enabled", 1)) == "0":
+        text = "appendonly is no; a restart of Redis forgets generations, waiting jobs and conversations"
+        yield Weakness(WeaknessKind.FORGETS, text)
+    if (policy := node.get("maxmemory_policy", _KEEPS)) != _KEEPS:
+        bound = node.get("maxmemory", "unknown")
+        text = f"maxmemory-policy is {policy}; it must be {_KEEPS}, or tokens are lost (maxmemory is {bound})"
+        yield Weakness(WeaknessKind.EVICTS, text)
+
+
 async def _check_nodes(client: Any) -> None:
-    nodes = {"target_nodes": RedisCluster.ALL_NODES} if isinstance(client, RedisCluster) else {}
-    async with answered():
-        servers = _by_node(await client.info("server", **nodes), "redis_version")
-        memories = _by_node(await client.info("memory", **nodes), "maxmemory_policy")
-    for server in servers:
-        version = str(server["redis_version"])
-        if tuple(int(part) for part in version.split(".")[:2]) < MIN_VERSION:
+    for node in await _info(client, "server"):
+        version = str(node.get("redis_version", ""))
+        if version and tuple(int(part) for part in version.split(".")[:2]) < MIN_VERSION:
             raise ServerUnfit(f"Redis {version}; 7.0 or later is needed")
-    for memory in memories:
-        if (policy := memory["maxmemory_policy"]) != "noeviction":
-            raise ServerUnfit(f"maxmemory-policy is {policy}; it must be noeviction, or tokens are lost")
+    for weakness in await find_weaknesses(client):
+        if weakness.kind is WeaknessKind.EVICTS:
+            raise ServerUnfit(weakness.text)
 
 
 async def _check_shape(client: Any) -> None:
@@ -61,6 +96,14 @@ async def _check_shape(client: Any) -> None:
         raise ServerUnfit(f"this herd has {int(shards)} shards, this process knows {keys.SHARDS}")
 
 
-def _by_node(answer: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    """INFO of one server, or of each node of a cluster."""
-    return [answer] if field in answer else list(answer.values())
+async def _info(client: Any, *sections: str) -> list[dict[str, Any]]:
+    """INFO of one server, or of each node of a cluster; empty where we may not ask."""
+    is_cluster = isinstance(client, RedisCluster)
+    nodes = {"target_nodes": RedisCluster.ALL_NODES} if is_cluster else {}
+    try:
+        async with answered():
+            answer = await client.info(*sections, **nodes)
+    except NoPermissionError:
+        return []
+    is_by_node = is_cluster and all(isinstance(each, dict) for each in answer.values())
+    return list(answer.values()) if is_by_node else [answer]

@@ -76,6 +76,7 @@ async def look(broker: Broker, drain: Drain) -> Status:
         workers=tuple(sorted((WorkerRow.of(each, now_ms) for each in workers), key=lambda row: (row.model, row.host))),
         queues=tuple(drain.row(model, job_class) for model in sorted(names) for job_class in CLASSES),
         dead_letters=await broker.dead.count(),
+        redis_weaknesses=await broker.find_weaknesses(),
     )
 
 

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from contract.broker import GatewayBeat, WorkerBeat
+from contract.broker import GatewayBeat, Weakness, WorkerBeat
 
 LATE_S = 1.5  # a process beats five times a second
 STYLES = {"serving": "green", "ready": "green", "loading": "yellow", "draining": "yellow", "no worker": "red"}
@@ -120,6 +120,7 @@ class Status:
     workers: Sequence[WorkerRow]
     queues: Sequence[QueueRow]
     dead_letters: int
+    redis_weaknesses: Sequence[Weakness]
 
 
 def view(status: Status) -> RenderableType:
@@ -129,6 +130,7 @@ def view(status: Status) -> RenderableType:
     dead = f"{status.dead_letters} jobs were set aside for killing their workers"
     if status.dead_letters:
         dead += "; `herd dead list` names them"
+    parts += [Text(f"Redis breaks a promise: {each.text}", style="red") for each in status.redis_weaknesses]
     return Group(*parts, Text(dead, style="red" if status.dead_letters else "dim"))
 
 

@@ -17,6 +17,7 @@ MODEL = prometheus_label(names.ATTR_REQUEST_MODEL)
 PRIORITY = prometheus_label(names.ATTR_PRIORITY)
 TOKEN_TYPE = prometheus_label(names.ATTR_TOKEN_TYPE)
 CODE = prometheus_label(names.ATTR_RPC_STATUS)
+WEAKNESS = prometheus_label(names.ATTR_REDIS_WEAKNESS)
 ERROR = prometheus_label(names.ATTR_ERROR_TYPE)
 OF_MODEL = f'{{{MODEL}=~"$model"}}'
 
@@ -93,6 +94,8 @@ def panels() -> Iterator[Panel]:
     yield Panel("Redeliveries, lease losses, deaths", "short", continued, "in 5 minutes")
     outages = [added(each) for each in (names.REDIS_OUTAGES, names.LOG_FILLS, names.STALLED_READERS)]
     yield Panel("Redis outages, log reads, stalled readers", "short", outages, "in 5 minutes")
+    weak = gauge(names.REDIS_WEAKNESSES, "max", WEAKNESS)
+    yield Panel("Redis breaks a promise", "short", [(weak, f"{{{{{WEAKNESS}}}}}")], "1 while it does; see OPERATING.md")
     dead = (f"max({names.DEAD_LETTERS.prometheus_name})", "set aside in all")
     yield Panel("Poison", "short", [added(names.POISON), dead], "jobs that kept killing workers")
     failed = f'{names.RPC_DURATION.prometheus_name}_count{{{ERROR}!=""}}'

@@ -34,6 +34,7 @@ from service.servicer import GenerationServicer
 from service.settings import GatewaySettings
 from service.submit import Bounds, Submitter
 from service.waiting import Waiting
+from telemetry.redis_watch import RedisWatch
 
 MAX_RECEIVE_BYTES = MAX_REQUEST_BYTES + 64 * 1024  # so that a request a little too large gets an answer of ours
 END_GRACE_S = 0.5  # for statuses of ended streams to leave
@@ -109,6 +110,7 @@ class Gateway:
                 group.create_task(self._models.watch(self._note_models), name="models"),
                 group.create_task(self._queues.watch(self._waiting.tell), name="queues"),
                 group.create_task(self._herd_view.watch(), name="herd-view"),
+                group.create_task(RedisWatch(self._broker.find_weaknesses).run(), name="redis-watch"),
             ]
             self._add_services(server, OwnedCalls(group))
             await server.start()

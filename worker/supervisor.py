@@ -18,6 +18,7 @@ from contract.broker import Broker
 from contract.connection import without_password
 from contract.errors import BrokerDown
 from contract.messages import JOB_LEVEL
+from telemetry.redis_watch import RedisWatch
 from worker.engine_process import Condition, EngineProcess
 from worker.liveness import Detector, reap_own
 from worker.pid_space import pid_space
@@ -66,9 +67,13 @@ class Supervisor:
             own_id=lambda: self._current_id,
         )
         async with asyncio.TaskGroup() as group:
-            detecting = group.create_task(detector.run(), name="detect")
+            watching = [
+                group.create_task(detector.run(), name="detect"),
+                group.create_task(RedisWatch(self._broker.find_weaknesses).run(), name="redis-watch"),
+            ]
             status = await self._keep_running(stop, force)
-            detecting.cancel()
+            for task in watching:
+                task.cancel()
         return status
 
     async def _keep_running(self, stop: asyncio.Event, force: asyncio.Event) -> int:

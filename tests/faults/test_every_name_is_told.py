@@ -89,6 +89,7 @@ async def test_every_name_is_told(victim: Victim) -> None:
     await more_than_fits(victim)
     await freeze_a_worker(victim)
     await silence_redis(victim)
+    await take_the_file_away(victim)
     await kill_until_poison(victim)
 
     for metric in METRICS:
@@ -147,6 +148,14 @@ async def silence_redis(victim: Victim) -> None:
     os.kill(victim.herd.pids["valkey"], signal.SIGCONT)
     await read(call, LONG)
     await read(victim.stub.Attach(generation_pb2.AttachRequest(generation_id=generation_id), timeout=TIMEOUT_S), LONG)
+
+
+async def take_the_file_away(victim: Victim) -> None:
+    """Redis keeps no append-only file for a while: gateway and workers say so."""
+    await victim.redis.config_set("appendonly", "no")
+    for service in ("llamaherd-gateway", "llamaherd-worker-supervisor"):
+        await victim.until_told(names.REDIS_WEAKNESSES, service)
+    await victim.redis.config_set("appendonly", "yes")
 
 
 async def kill_until_poison(victim: Victim) -> None:

@@ -9,17 +9,21 @@ import signal
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc
+import pytest
+import redis.asyncio
 from rich.console import Console
 
 from contract.broker import Broker, GatewayBeat, QueueDepth, WorkerBeat
-from herd.status import Drain
+from herd.status import Drain, look
 from herd.status_view import GatewayRow, Status, WorkerRow, view
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from tests.herd_process import ROOT, HerdProcess
+from tests.redis_server import start_valkey
+from tests.service.conftest import short_folder
 from tests.until import until
 
 
@@ -176,12 +180,34 @@ def test_a_process_that_says_nothing_any_more_is_told_silent() -> None:
     worker = WorkerRow.of(WorkerBeat("w" * 32, "3", {"model": "m", "state": "ready"}, at_ms=1_000), now_ms=9_000)
     gateway = GatewayRow.of(GatewayBeat("g" * 32, {}, at_ms=8_900), now_ms=9_000)
     console = Console(width=160, file=io.StringIO(), record=True)
-    console.print(view(Status([gateway], [worker], [], 2)))
+    console.print(view(Status([gateway], [worker], [], 2, [])))
     shown = console.export_text()
 
     assert "silent (ready)" in shown
     assert "8.0 s" in shown
     assert "2 jobs were set aside" in shown
+    assert "promise" not in shown
+
+
+async def test_a_redis_that_breaks_a_promise_is_told(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In words for people, and as a list for machines; also where no gateway and no worker could start."""
+    server = start_valkey(short_folder(tmp_path_factory))
+    broker = Broker.connect(server.url)
+    client: Any = redis.asyncio.Redis.from_url(server.url)
+    await client.config_set("appendonly", "no")
+    await client.config_set("maxmemory-policy", "volatile-lru")
+    status = await look(broker, Drain())
+    said = json.loads(json.dumps(asdict(status)))
+    console = Console(width=160, file=io.StringIO(), record=True)
+    console.print(view(status))
+    shown = console.export_text()
+    await client.aclose()
+    await broker.close()
+    server.kill()
+
+    assert {each["kind"] for each in said["redis_weaknesses"]} == {"forgets", "evicts"}
+    for each in said["redis_weaknesses"]:
+        assert f"Redis breaks a promise: {each['text']}" in shown
 
 
 async def test_a_gateway_that_says_goodbye_is_gone(herd_up: HerdProcess) -> None:
