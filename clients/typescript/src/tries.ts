@@ -73,7 +73,7 @@ export class Tries {
     if (this.#deadlineMs === Infinity) return undefined;
     const remainingMs = Math.ceil(this.#deadlineMs - performance.now());
     if (remainingMs > 0) return remainingMs;
-    throw new HerdError("DeadlineExceeded", "the deadline passed between two attempts", Code.DeadlineExceeded);
+    throw deadlineExceeded();
   }
 
   /** Something new came: the next failure is a first one. */
@@ -88,10 +88,16 @@ export class Tries {
     this.#hasFailed = true;
     if (!error.mayRetry) throw error;
     const nowMs = performance.now();
+    // A gateway that notices the deadline first just ends the call.
+    if (nowMs >= this.#deadlineMs && !error.facts.reason) throw deadlineExceeded(error);
     if (this.#failingSinceMs === undefined || nowMs - this.#attemptMs >= STOOD_MS) this.#failingSinceMs = nowMs;
     const waitMs = Math.max(this.#waitMs * (0.5 + Math.random() / 2), error.facts.retryAfterMs ?? 0);
     this.#waitMs = Math.min(2 * this.#waitMs, LONGEST_WAIT_MS);
     if (nowMs + waitMs > Math.min(this.#failingSinceMs + this.#patienceMs, this.#deadlineMs)) throw error;
     return waitMs;
   }
+}
+
+function deadlineExceeded(cause?: HerdError): HerdError {
+  return new HerdError("DeadlineExceeded", "the deadline has passed", Code.DeadlineExceeded, undefined, cause);
 }

@@ -114,6 +114,16 @@ def test_the_deadline_counts_from_the_first_attempt(clock: Clock) -> None:
         at.remaining_s()
 
 
+def test_a_connection_that_ends_with_the_deadline_is_the_deadline(clock: Clock) -> None:
+    """A gateway that notices it first just ends the call; what the service has a word for is told all the same."""
+    at = tries(clock, timeout_s=5.0)
+    clock.now_s += 5
+    with pytest.raises(DeadlineExceeded):
+        at.failed(BROKEN)
+    with pytest.raises(Overloaded):
+        at.failed(Overloaded("full", grpc.StatusCode.UNAVAILABLE, Facts(reason="OVERLOADED")))
+
+
 def test_patience_counts_from_the_first_failure(clock: Clock) -> None:
     """A long stream may break many times, and wait long in a queue; one that never comes may not."""
     at = tries(clock, patience_s=10.0)

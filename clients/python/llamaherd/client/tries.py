@@ -78,7 +78,7 @@ class Tries:
             return None
         remaining_s = self._deadline_s - self._clock()
         if remaining_s <= 0:
-            raise DeadlineExceeded("the deadline passed between two attempts", grpc.StatusCode.DEADLINE_EXCEEDED)
+            raise _deadline_exceeded()
         return remaining_s
 
     def progressed(self) -> None:
@@ -94,6 +94,8 @@ class Tries:
         if not isinstance(error, Unavailable) or error.forbids_retry:
             raise error from None
         now_s = self._clock()
+        if self._left_s(now_s) <= 0 and not error.reason:  # a gateway noticed it first, and ended the call
+            raise _deadline_exceeded() from None
         if self._failing_since_s is None or now_s - self._attempt_s >= STOOD_S:
             self._failing_since_s = now_s
         wait_s = max(self._wait_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0)
@@ -104,3 +106,7 @@ class Tries:
 
     def _left_s(self, now_s: float) -> float:
         return float("inf") if self._deadline_s is None else self._deadline_s - now_s
+
+
+def _deadline_exceeded() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline has passed", grpc.StatusCode.DEADLINE_EXCEEDED)
