@@ -75,19 +75,26 @@ def page(typescript: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="module")
-async def recorder() -> AsyncIterator[ScriptedGateway]:
+async def recording() -> AsyncIterator[ScriptedGateway]:
     """A gateway that says "abcdef", and keeps what it was asked."""
     async with scripted("abcdef") as gateway:
         yield gateway
 
 
+@pytest.fixture
+def recorder(recording: ScriptedGateway) -> ScriptedGateway:
+    """The same, as new."""
+    recording.forget()
+    return recording
+
+
 @pytest.fixture(scope="module")
 async def proxies(
-    pair: dict[str, str], recorder: ScriptedGateway, tmp_path_factory: pytest.TempPathFactory
+    pair: dict[str, str], recording: ScriptedGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[dict[str, str]]:
     """Envoy before each gateway of the pair, before `both` together, and before the recorder."""
     alone = {name: [address] for name, address in pair.items()}
-    pools = alone | {"both": [pair["one"], pair["two"]], "recorder": [recorder.address]}
+    pools = alone | {"both": [pair["one"], pair["two"]], "recorder": [recording.address]}
     async with envoy(pools, tmp_path_factory.mktemp("envoy")) as addresses:
         yield dict(addresses)
 

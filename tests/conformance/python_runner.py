@@ -123,7 +123,8 @@ def main() -> None:
         said = json.loads(line)
         with ExitStack() as stack:
             runner = Runner(said["gateways"], stack)
-            print(json.dumps([runner.run(step) for step in said["steps"]]), flush=True)
+            seen = [runner.run(step) for step in said["steps"]]
+        print(json.dumps(seen), flush=True)
 
 
 if __name__ == "__main__":

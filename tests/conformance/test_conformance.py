@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.clients.python.scripted_gateway import ScriptedGateway
+from tests.clients.python.scripted_gateway import GENERATION_ID, Cut, ScriptedGateway
 from tests.conformance.browser import Browser
 from tests.conformance.conftest import CLIENTS, full_queue
 from tests.conformance.cut_cable import Cuts, cut_cable
@@ -41,6 +41,22 @@ async def test_scenario(name: str, runner: Runner, pair: dict[str, str]) -> None
         expected = dict(step.get("expect", {}))
         assert cuts.num_cuts >= expected.pop("num_cuts_at_least", 0)
         check(seen, number, expected, step)
+
+
+async def test_a_deadline_ends_what_it_started(runner: Runner, recorder: ScriptedGateway) -> None:
+    """The service is told, before `accepted` too, but where the caller may come back: here by a window of its own."""
+    recorder.cuts += [Cut(4, stall=True), *[Cut(0, stall=True)] * 20]  # any call stands still, however late it comes
+    step: dict[str, Any] = {"at": ["recorder"], "prompt": "x", "timeout_s": 0.2}
+    steps = [
+        step | {"do": "generate"},
+        step | {"do": "generate"},
+        step | {"do": "complete"},
+        step | {"do": "generate", "knobs": {"resume_window_ms": 90_000}},
+    ]
+    seen = await runner.run({"gateways": {"recorder": recorder.address} | dict(runner.gateways), "steps": steps})
+
+    assert [each["error"]["kind"] for each in seen] == ["DeadlineExceeded"] * 4
+    assert recorder.cancelled == [GENERATION_ID] * 3
 
 
 async def test_the_conversation_of_the_readme_in_a_browser(page: Browser, proxies: dict[str, str]) -> None:

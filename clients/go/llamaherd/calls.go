@@ -14,10 +14,11 @@ import (
 
 // calls has the gateways of one client, and makes calls that are tried again.
 type calls struct {
-	how      reach
-	gateways []*gateway
-	targets  *targets
-	isClosed atomic.Bool
+	how       reach
+	gateways  []*gateway
+	targets   *targets
+	farewells farewells
+	isClosed  atomic.Bool
 }
 
 func newCalls(addresses []string, how reach) (*calls, error) {
@@ -33,7 +34,9 @@ func newCalls(addresses []string, how reach) (*calls, error) {
 	return c, nil
 }
 
+// close waits for the farewells first: whoever was not waited for has to know.
 func (c *calls) close() error {
+	c.farewells.wait()
 	c.isClosed.Store(true)
 	var first error
 	for _, gateway := range c.gateways {
@@ -100,10 +103,3 @@ func attempt[T any](ctx context.Context, c *calls, t *tries, once ask[T]) (T, *E
 	}
 	return answer, nil
 }
-
-// detached has the values of a context whose end does not matter: a farewell is said after it.
-type detached struct{ context.Context }
-
-func (detached) Deadline() (time.Time, bool) { return time.Time{}, false }
-func (detached) Done() <-chan struct{}       { return nil }
-func (detached) Err() error                  { return nil }

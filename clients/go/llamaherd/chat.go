@@ -54,11 +54,11 @@ func (c *Chat) RunningGenerationID() string { return c.ready.GetGenerationId() }
 // Say is the next turn, and streams the answer. Closing the stream early interrupts the turn, and the history keeps the
 // text that was read.
 func (c *Chat) Say(ctx context.Context, content string, options ...StartOption) *Stream {
-	id := requestID(options)
-	message := &v1.UserMessage{Content: content, RequestId: &id}
+	start := startOf(options)
+	message := &v1.UserMessage{Content: content, RequestId: &start.requestID}
 	reading := &reading{}
 	request := &v1.SendTurnRequest{SessionHandle: c.Handle(), UserMessage: message}
-	turn := &turn{chat: c, reading: reading, request: request}
+	turn := &turn{chat: c, reading: reading, request: request, isFound: start.isNamed}
 	stream := newStream(ctx, c.calls, reading, turn)
 	if c.turn != nil && c.turn.Completed() == nil {
 		stream.before, turn.followsInterrupt = c.turn, true
@@ -105,6 +105,7 @@ type turn struct {
 	reading *reading
 	request *v1.SendTurnRequest
 	wasSent bool
+	isFound bool // its caller can come back to it
 	// The turn before was left by its reader, and may be running for a moment yet.
 	followsInterrupt bool
 }
@@ -134,6 +135,8 @@ func (t *turn) failed(err *Error) *Error {
 }
 
 func (t *turn) mayRun() bool { return t.wasSent }
+
+func (t *turn) mayComeBack() bool { return t.isFound }
 
 // farewell interrupts the turn: the user has seen it as far as it was read.
 func (t *turn) farewell(ctx context.Context) error {

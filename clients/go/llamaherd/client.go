@@ -16,12 +16,15 @@ import (
 
 const (
 	defaultPatience = time.Minute
-	farewellTimeout = 3 * time.Second // of each call of a farewell
-	maxModels       = 1000            // of one page, by the API
+	maxModels       = 1000 // of one page, by the API
 )
 
 // Client reaches a herd by its gateways. Goroutines may share it. The context of a call is that of all its attempts: its
 // deadline is the deadline that the service is told, and its outgoing metadata goes with each of them.
+//
+// What a call of Generate, Complete or Say has started ends with its context, told to the service in the background. A
+// deadline alone leaves it running for its resume window where the caller may come back: by WithRequestID, or by a
+// ResumeWindowMs in the spec.
 type Client struct {
 	calls *calls
 }
@@ -67,7 +70,8 @@ func New(addresses []string, options ...Option) (*Client, error) {
 	return &Client{calls}, nil
 }
 
-// Close ends every connection, and what still runs over it.
+// Close ends every connection, and what still runs over it; before, it waits until the service knows what nobody waits
+// for any more, within a few seconds.
 func (c *Client) Close() error {
 	return c.calls.close()
 }
@@ -77,27 +81,34 @@ type StartOption func(*start)
 
 type start struct {
 	requestID string
+	isNamed   bool // by the caller
 }
 
 // WithRequestID makes a call idempotent over processes too; without it, an id is made for each call.
 func WithRequestID(id string) StartOption {
-	return func(s *start) { s.requestID = id }
+	return func(s *start) { s.requestID, s.isNamed = id, true }
 }
 
-func requestID(options []StartOption) string {
+func startOf(options []StartOption) start {
 	s := start{requestID: newID()}
 	for _, option := range options {
 		option(&s)
 	}
-	return s.requestID
+	return s
+}
+
+// mayComeBack tells whether the caller has a way to find what it has started.
+func (s start) mayComeBack(spec *v1.GenerationSpec) bool {
+	return s.isNamed || spec != nil && spec.ResumeWindowMs != nil
 }
 
 // Generate starts a generation and streams it. Nothing is sent before the first Next.
 func (c *Client) Generate(ctx context.Context, spec *v1.GenerationSpec, options ...StartOption) *Stream {
-	id := requestID(options)
+	start := startOf(options)
 	reading := &reading{}
-	request := &v1.GenerateRequest{Spec: spec, RequestId: &id}
-	return newStream(ctx, c.calls, reading, &generation{client: c, reading: reading, request: request})
+	request := &v1.GenerateRequest{Spec: spec, RequestId: &start.requestID}
+	generation := &generation{client: c, reading: reading, request: request, isFound: start.mayComeBack(spec)}
+	return newStream(ctx, c.calls, reading, generation)
 }
 
 // Place is where the reading of a generation that another call has started begins.
@@ -118,14 +129,20 @@ func (c *Client) Attach(ctx context.Context, place Place) *Stream {
 func (c *Client) Complete(
 	ctx context.Context, spec *v1.GenerationSpec, options ...StartOption,
 ) (*v1.CompleteResponse, error) {
-	id := requestID(options)
-	request := &v1.CompleteRequest{Spec: spec, RequestId: &id}
-	return answer(ctx, c.calls, unary(generationStub, v1.GenerationServiceClient.Complete, request))
+	start := startOf(options)
+	request := &v1.CompleteRequest{Spec: spec, RequestId: &start.requestID}
+	response, err := answer(ctx, c.calls, unary(generationStub, v1.GenerationServiceClient.Complete, request))
+	if err != nil && !start.mayComeBack(spec) && endsWhatItStarted(err, false) {
+		c.calls.farewells.begin(ctx, func(ctx context.Context) error {
+			return c.cancelStarted(ctx, spec, start.requestID)
+		})
+	}
+	return response, err
 }
 
 // Submit starts a generation and returns its id at once; Attach or Get reads it.
 func (c *Client) Submit(ctx context.Context, spec *v1.GenerationSpec, options ...StartOption) (*v1.Accepted, error) {
-	return c.submit(ctx, spec, requestID(options))
+	return c.submit(ctx, spec, startOf(options).requestID)
 }
 
 // Get tells the state of a generation and its tokens so far.
@@ -154,4 +171,22 @@ func (c *Client) submit(ctx context.Context, spec *v1.GenerationSpec, id string)
 		return nil, broken("the answer has no `accepted`")
 	}
 	return response.GetAccepted(), err
+}
+
+// cancelStarted is the farewell to what was started and whose `accepted` was not awaited: its request_id finds it.
+func (c *Client) cancelStarted(ctx context.Context, spec *v1.GenerationSpec, id string) error {
+	submitting, cancel := context.WithTimeout(ctx, farewellTimeout)
+	defer cancel()
+	accepted, err := c.submit(submitting, spec, id)
+	if err != nil {
+		return err
+	}
+	return c.cancelKnown(ctx, accepted.GetGenerationId())
+}
+
+func (c *Client) cancelKnown(ctx context.Context, generationID string) error {
+	ctx, cancel := context.WithTimeout(ctx, farewellTimeout)
+	defer cancel()
+	_, err := c.Cancel(ctx, generationID)
+	return err
 }

@@ -31,7 +31,8 @@ type script struct {
 	v1.UnimplementedGenerationServiceServer
 	mutex     sync.Mutex
 	called    []string
-	requestID string
+	requestID string                                                          // of what was started
+	chat      v1.ChatServiceServer                                            // none without one
 	generate  func(num int, stream v1.GenerationService_GenerateServer) error // num Generate calls came before
 	complete  func(context.Context) (*v1.CompleteResponse, error)
 }
@@ -48,17 +49,34 @@ func (s *script) note(name string) (before int) {
 	return before
 }
 
+// soFar is what was called.
+func (s *script) soFar() []string {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	return append([]string{}, s.called...)
+}
+
+// isOf tells whether it is the same request_id every time.
+func (s *script) isOf(id string) bool {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.requestID == "" {
+		s.requestID = id
+	}
+	return s.requestID == id
+}
+
 func (s *script) Generate(request *v1.GenerateRequest, stream v1.GenerationService_GenerateServer) error {
 	num := s.note("Generate")
-	if id := request.GetRequestId(); num > 0 && id != s.requestID {
+	if !s.isOf(request.GetRequestId()) {
 		return status.Error(codes.InvalidArgument, "another request_id")
 	}
-	s.requestID = request.GetRequestId()
 	return s.generate(num, stream)
 }
 
-func (s *script) Complete(ctx context.Context, _ *v1.CompleteRequest) (*v1.CompleteResponse, error) {
+func (s *script) Complete(ctx context.Context, request *v1.CompleteRequest) (*v1.CompleteResponse, error) {
 	s.note("Complete")
+	s.isOf(request.GetRequestId())
 	return s.complete(ctx)
 }
 
@@ -66,7 +84,7 @@ func (s *script) SubmitGeneration(
 	_ context.Context, request *v1.SubmitGenerationRequest,
 ) (*v1.SubmitGenerationResponse, error) {
 	s.note("SubmitGeneration")
-	if request.GetRequestId() != s.requestID {
+	if !s.isOf(request.GetRequestId()) {
 		return nil, status.Error(codes.InvalidArgument, "another request_id")
 	}
 	return &v1.SubmitGenerationResponse{Accepted: &v1.Accepted{GenerationId: "one"}}, nil
@@ -88,6 +106,9 @@ func serve(t *testing.T, played *script, serverOptions []grpc.ServerOption, opti
 	}
 	server := grpc.NewServer(serverOptions...)
 	v1.RegisterGenerationServiceServer(server, played)
+	if played.chat != nil {
+		v1.RegisterChatServiceServer(server, played.chat)
+	}
 	go server.Serve(listener)
 	t.Cleanup(server.Stop)
 	client, err := New([]string{listener.Addr().String()}, options...)
@@ -130,54 +151,6 @@ func TestAnEndWithoutCompletedIsTriedAgain(t *testing.T) {
 	defer stream.Close()
 	if text := readAll(stream); text != "xxxheld back" || stream.Err() != nil {
 		t.Errorf("%q, %v", text, stream.Err())
-	}
-}
-
-func TestACancelledContextEndsTheStreamAndCloseTheGeneration(t *testing.T) {
-	played := &script{generate: func(_ int, stream v1.GenerationService_GenerateServer) error {
-		return sendAll(stream, true, accepted("one"), tokens(0, 1))
-	}}
-	ctx, cancel := context.WithCancel(context.Background())
-	stream := serve(t, played, nil).Generate(ctx, Text("Once"))
-	if !stream.Next() {
-		t.Fatal(stream.Err())
-	}
-	cancel()
-	if stream.Next() || !errors.Is(stream.Err(), Cancelled) || !errors.Is(stream.Err(), context.Canceled) {
-		t.Error(stream.Err())
-	}
-	if err := stream.Close(); err != nil || played.note("CancelGeneration one") != 1 {
-		t.Errorf("%v, %v", err, played.called)
-	}
-}
-
-func TestWhatIsLeftBeforeItWasAcceptedIsFoundByItsRequestID(t *testing.T) {
-	played := &script{generate: func(_ int, stream v1.GenerationService_GenerateServer) error {
-		return sendAll(stream, true, tokens(0, 1))
-	}}
-	stream := serve(t, played, nil).Generate(context.Background(), Text("Once"), WithRequestID("mine"))
-	if !stream.Next() {
-		t.Fatal(stream.Err())
-	}
-	if err := stream.Close(); err != nil || played.note("CancelGeneration one") != 1 || played.requestID != "mine" {
-		t.Errorf("%v, %v", err, played.called)
-	}
-}
-
-func TestAStreamThatFailedOrNeverBeganLeavesNothingToEnd(t *testing.T) {
-	played := &script{generate: func(_ int, stream v1.GenerationService_GenerateServer) error {
-		return sendAll(stream, false, accepted("one"), tokens(1, 2))
-	}}
-	client := serve(t, played, nil)
-	if err := client.Generate(context.Background(), Text("Once")).Close(); err != nil {
-		t.Error(err)
-	}
-	stream := client.Generate(context.Background(), Text("Once"))
-	if stream.Next() || !errors.Is(stream.Err(), DataLoss) || stream.Close() != nil {
-		t.Error(stream.Err())
-	}
-	if len(played.called) != 1 {
-		t.Error(played.called)
 	}
 }
 
@@ -225,8 +198,8 @@ func TestWhoIsAskedNotToComeBackDoesNot(t *testing.T) {
 	played := &script{}
 	played.complete = func(ctx context.Context) (*v1.CompleteResponse, error) { return nil, refused(ctx, "-1") }
 	_, err := serve(t, played, nil).Complete(context.Background(), Text("Once"))
-	if !errors.Is(err, Unavailable) || len(played.called) != 1 {
-		t.Error(err, played.called)
+	if called := played.soFar(); !errors.Is(err, Unavailable) || len(called) != 1 {
+		t.Error(err, called)
 	}
 }
 

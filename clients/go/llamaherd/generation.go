@@ -17,6 +17,7 @@ type generation struct {
 	reading   *reading
 	request   *v1.GenerateRequest // nil reads one that another call has started
 	wasCalled bool                // a Generate call may have reached the service
+	isFound   bool                // its caller can come back to it
 }
 
 func (g *generation) call(ctx context.Context, at *gateway) (*call, error) {
@@ -55,22 +56,14 @@ func (g *generation) mayRun() bool {
 	return g.request != nil && (g.reading.generationID != "" || g.wasCalled)
 }
 
-// farewell cancels what was read; if its `accepted` was not awaited, it is found by its request_id.
+func (g *generation) mayComeBack() bool { return g.isFound }
+
+// farewell cancels what was read.
 func (g *generation) farewell(ctx context.Context) error {
-	id := g.reading.generationID
-	if id == "" {
-		submitting, cancel := context.WithTimeout(ctx, farewellTimeout)
-		defer cancel()
-		accepted, err := g.client.submit(submitting, g.request.GetSpec(), g.request.GetRequestId())
-		if err != nil {
-			return err
-		}
-		id = accepted.GetGenerationId()
+	if id := g.reading.generationID; id != "" {
+		return g.client.cancelKnown(ctx, id)
 	}
-	cancelling, cancel := context.WithTimeout(ctx, farewellTimeout)
-	defer cancel()
-	_, err := g.client.Cancel(cancelling, id)
-	return err
+	return g.client.cancelStarted(ctx, g.request.GetSpec(), g.request.GetRequestId())
 }
 
 // callOf is a call whose responses have everything that is read.

@@ -42,6 +42,7 @@ type Stream struct {
 	pending []Delta
 	delta   Delta
 	err     error
+	left    *farewell // to what the stream has started
 }
 
 // source is where a reading comes from.
@@ -52,6 +53,8 @@ type source interface {
 	failed(*Error) *Error
 	// mayRun tells whether what the source has started may still be running, and is its reader's to end.
 	mayRun() bool
+	// mayComeBack tells whether its caller can find it again, so that a deadline alone ends nothing.
+	mayComeBack() bool
 	// farewell ends it.
 	farewell(context.Context) error
 }
@@ -90,17 +93,17 @@ func (s *Stream) Delta() Delta { return s.delta }
 func (s *Stream) Err() error { return s.err }
 
 // Close leaves the stream, and returns once the service knows, within a few seconds. What the stream started is ended,
-// unless it is complete or has failed; the end of its context alone leaves it running for its resume window. The error
-// says that it could not be ended, and ends by that window.
+// unless it is complete or has failed; where the end of its context has begun that already, Close waits for it. The error
+// says that it could not be ended, and ends by its resume window.
 func (s *Stream) Close() error {
 	s.hangUp()
-	isOurs := s.reading.goesOn() && s.source.mayRun()
-	s.reading.isLeft = true
 	s.pending = nil
-	if !isOurs {
+	s.leave()
+	if s.left == nil {
 		return nil
 	}
-	return s.source.farewell(detached{s.ctx})
+	<-s.left.done
+	return s.left.err
 }
 
 // GenerationID is for Attach, Get and Cancel; empty before `accepted`, and for a turn.
@@ -198,8 +201,21 @@ func (s *Stream) fail(err *Error) {
 		return // everything has come: nothing more was to be said
 	}
 	s.err = s.tries.wait(s.ctx, s.source.failed(err))
-	if s.err != nil && s.ctx.Err() != context.Canceled {
-		s.reading.isLeft = true // what failed is left as it is, for another to attach
+	switch {
+	case s.err == nil:
+	case endsWhatItStarted(s.err, s.source.mayComeBack()):
+		s.leave()
+	default:
+		s.reading.isLeft = true // as it is, for another to attach
+	}
+}
+
+// leave reads no more, and has what the stream started ended.
+func (s *Stream) leave() {
+	isOurs := s.reading.goesOn() && s.source.mayRun()
+	s.reading.isLeft = true
+	if isOurs {
+		s.left = s.calls.farewells.begin(s.ctx, s.source.farewell)
 	}
 }
 

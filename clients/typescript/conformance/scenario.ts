@@ -56,14 +56,14 @@ export type Dial = (gateways: readonly string[], behaviour: Behaviour) => HerdCl
 
 /** One observation for each step. */
 export async function runScenario(scenario: Scenario, dial: Dial): Promise<Observation[]> {
-  using runner = new Runner(scenario, dial);
+  await using runner = new Runner(scenario, dial);
   const observations: Observation[] = [];
   for (const step of scenario.steps) observations.push(await runner.run(step));
   return observations;
 }
 
 /** One scenario's clients, its conversation, and what an `attach` goes on with. */
-class Runner implements Disposable {
+class Runner implements AsyncDisposable {
   readonly #clients: HerdClient[] = [];
   #chat: Chat | undefined;
   #generationId = "";
@@ -91,8 +91,8 @@ class Runner implements Disposable {
     return seen;
   }
 
-  [Symbol.dispose](): void {
-    for (const client of this.#clients) client.close();
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const client of this.#clients) await client.close();
   }
 
   async #act(client: HerdClient, step: Step, seen: Observation): Promise<void> {

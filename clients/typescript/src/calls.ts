@@ -13,6 +13,7 @@ export type Ask<T> = (gateway: Gateway, options: CallOptions) => Promise<T>;
 export class Calls {
   readonly #gateways: readonly Gateway[];
   readonly #targets: Targets;
+  readonly #farewells = new Set<Promise<void>>();
   #isClosed = false;
 
   constructor(
@@ -54,11 +55,32 @@ export class Calls {
     if (!this.#isClosed) await sleep(tries.failed(error));
   }
 
-  /** End every connection, and what still runs over it. */
-  close(): void {
+  /** Say it while the caller goes on; `close` waits for it. Resolves once it is said, or nobody answers. */
+  say(farewell: Promise<unknown>): Promise<void> {
+    const said = farewell.then(() => {}, unlessOurs).finally(() => this.#farewells.delete(said));
+    this.#farewells.add(said);
+    return said;
+  }
+
+  /** End every connection, and what still runs over it; at once, or as soon as the farewells under way are said. */
+  async close(): Promise<void> {
+    if (this.#farewells.size > 0) await Promise.allSettled(this.#farewells);
     this.#isClosed = true;
     for (const gateway of this.#gateways) gateway.close();
   }
+}
+
+/** What could not be ended ends by its resume window. */
+function unlessOurs(error: unknown): void {
+  if (!(error instanceof HerdError)) throw error;
+}
+
+/**
+ * Whether a call that failed so ends what it started: its time is over. After any other failure that is left as it is.
+ * @param mayComeBack its caller has a way to, so the deadline alone ends nothing.
+ */
+export function endsWhatItStarted(error: unknown, mayComeBack: boolean): boolean {
+  return error instanceof HerdError && error.kind === "DeadlineExceeded" && !mayComeBack;
 }
 
 /** What a call failed with; anything but a failed call is a fault of this program and thrown on. */

@@ -87,14 +87,14 @@ export class Chat implements AsyncDisposable {
   }
 
   /** The next turn: iterate over the result for the answer's deltas. Leaving it early interrupts the turn. */
-  say(content: string, { requestId = newRequestId(), timeoutMs }: SayOptions = {}): Stream {
-    const request = create(SendTurnRequestSchema, { sessionHandle: this.handle, userMessage: { content, requestId } });
+  say(content: string, { requestId, timeoutMs }: SayOptions = {}): Stream {
+    const mayComeBack = requestId !== undefined;
+    const userMessage = { content, requestId: requestId ?? newRequestId() };
+    const request = create(SendTurnRequestSchema, { sessionHandle: this.handle, userMessage });
     const reading = new TurnReading(request, this.#turn?.reading);
     // What the user has seen is what was read.
-    const farewell = async () => {
-      await this.interrupt(reading.position, FAREWELL_TIMEOUT_MS).catch(unlessOurs);
-    };
-    const stream = new Stream(this.#calls, reading, farewell, timeoutMs);
+    const farewell = () => this.interrupt(reading.position, FAREWELL_TIMEOUT_MS);
+    const stream = new Stream(this.#calls, reading, { farewell, timeoutMs, mayComeBack });
     this.#turn = { reading, stream };
     return stream;
   }
@@ -167,9 +167,4 @@ function* partsOfTurn({ tokens, event }: SendTurnResponse): Generator<Part> {
   const { finished, usage, timings } = event.value;
   if (finished) yield { tokens: [], event: { case: "choiceFinished", value: finished } };
   yield { tokens: [], event: { case: "completed", value: create(CompletedSchema, { usage, timings }) } };
-}
-
-/** A turn that could not be interrupted ends by its resume window. */
-function unlessOurs(error: unknown): void {
-  if (!(error instanceof HerdError)) throw error;
 }

@@ -10,9 +10,9 @@ import {
 } from "../gen/llamaherd/v1/generation_pb.js";
 import type { Accepted } from "../gen/llamaherd/v1/common_pb.js";
 import type { Model } from "../gen/llamaherd/v1/model_pb.js";
-import { Calls } from "./calls.js";
+import { Calls, endsWhatItStarted } from "./calls.js";
 import { Chat, type ChatOptions } from "./chat.js";
-import { broken, HerdError } from "./errors.js";
+import { broken } from "./errors.js";
 import { Gateway, type Link } from "./gateway.js";
 import { type Place, Reading } from "./reading.js";
 import { buildSpec, type Input, type Knobs, newRequestId } from "./spec.js";
@@ -30,7 +30,10 @@ export interface Patience {
 
 /** What any call can be told. */
 export interface CallKnobs {
-  /** Until DeadlineExceeded, over all attempts; default: the client's. */
+  /**
+   * Until DeadlineExceeded, over all attempts; default: the client's. It ends the generation that the call has started,
+   * unless that was given a requestId or a resumeWindowMs: then the call may be made again.
+   */
   readonly timeoutMs?: number;
 }
 
@@ -53,20 +56,28 @@ export abstract class HerdClient implements Disposable {
   /** Start a generation and stream it. */
   generate(prompt: Input, knobs: StartKnobs = {}): Stream {
     const request = create(GenerateRequestSchema, started(prompt, knobs));
-    const farewell = (reading: Reading) => this.#cancelRead(reading);
-    return new Stream(this.#calls, new Reading(request), farewell, knobs.timeoutMs);
+    const farewell = ({ generationId }: Reading) =>
+      generationId ? this.#cancelKnown(generationId) : this.#cancelStarted(request);
+    const manner = { farewell, timeoutMs: knobs.timeoutMs, mayComeBack: mayComeBack(knobs) };
+    return new Stream(this.#calls, new Reading(request), manner);
   }
 
   /** Read a generation that any call has started, running or finished. Leaving it leaves the generation as it is. */
   attach(place: string | Place, { timeoutMs }: CallKnobs = {}): Stream {
     const reading = new Reading(undefined, typeof place === "string" ? { generationId: place } : place);
-    return new Stream(this.#calls, reading, async () => {}, timeoutMs);
+    return new Stream(this.#calls, reading, { farewell: async () => {}, timeoutMs, mayComeBack: true });
   }
 
   /** Generate, and return everything at once. */
-  complete(prompt: Input, knobs: StartKnobs = {}): Promise<CompleteResponse> {
+  async complete(prompt: Input, knobs: StartKnobs = {}): Promise<CompleteResponse> {
     const request = started(prompt, knobs);
-    return this.#calls.answer((gateway, options) => gateway.generation.complete(request, options), knobs.timeoutMs);
+    const { timeoutMs } = knobs;
+    try {
+      return await this.#calls.answer((gateway, options) => gateway.generation.complete(request, options), timeoutMs);
+    } catch (error) {
+      if (endsWhatItStarted(error, mayComeBack(knobs))) void this.#calls.say(this.#cancelStarted(request));
+      throw error;
+    }
   }
 
   /** Start a generation and return its id at once; `attach` or `get` reads it. */
@@ -105,13 +116,16 @@ export abstract class HerdClient implements Disposable {
     return Chat.open(this.#calls, options);
   }
 
-  /** End every connection, and what still runs over it; a program with open connections does not end. */
-  close(): void {
-    this.#calls.close();
+  /**
+   * End every connection, and what still runs over it; a program with open connections does not end. Resolves when that is
+   * done: at once, or within a few seconds, when the service knows what a deadline has ended.
+   */
+  close(): Promise<void> {
+    return this.#calls.close();
   }
 
   [Symbol.dispose](): void {
-    this.close();
+    void this.close();
   }
 
   async #submit(request: Started, timeoutMs: number | undefined): Promise<Accepted> {
@@ -123,16 +137,14 @@ export abstract class HerdClient implements Disposable {
     return accepted;
   }
 
-  /** Cancel what was read; if its `accepted` was not awaited, it is found by its request_id. */
-  async #cancelRead(reading: Reading): Promise<void> {
-    try {
-      let { generationId } = reading;
-      const { request } = reading;
-      if (!generationId && request) generationId = (await this.#submit(request, FAREWELL_TIMEOUT_MS)).generationId;
-      await this.cancel(generationId, { timeoutMs: FAREWELL_TIMEOUT_MS });
-    } catch (error) {
-      if (!(error instanceof HerdError)) throw error; // what could not be ended ends by its resume window
-    }
+  #cancelKnown(generationId: string): Promise<unknown> {
+    return this.cancel(generationId, { timeoutMs: FAREWELL_TIMEOUT_MS });
+  }
+
+  /** Its `accepted` was not awaited: it is found by its request_id. */
+  async #cancelStarted(request: Started): Promise<void> {
+    const { generationId } = await this.#submit(request, FAREWELL_TIMEOUT_MS);
+    await this.#cancelKnown(generationId);
   }
 }
 
@@ -140,4 +152,9 @@ type Started = Pick<GenerateRequest, "spec" | "requestId">;
 
 function started(prompt: Input, { requestId = newRequestId(), timeoutMs: _, ...knobs }: StartKnobs): Started {
   return { spec: buildSpec(prompt, knobs), requestId };
+}
+
+/** Whether the caller has a way to find what it has started. */
+function mayComeBack({ requestId, resumeWindowMs }: StartKnobs): boolean {
+  return requestId !== undefined || resumeWindowMs !== undefined;
 }

@@ -3,7 +3,7 @@ import type { CallOptions } from "@connectrpc/connect";
 
 import type { TurnFinished } from "../gen/llamaherd/v1/chat_pb.js";
 import type { Accepted, ChoiceFinished, Completed, Token } from "../gen/llamaherd/v1/common_pb.js";
-import { type Calls, failure } from "./calls.js";
+import { type Calls, endsWhatItStarted, failure } from "./calls.js";
 import { HerdError } from "./errors.js";
 import type { Part, Reading } from "./reading.js";
 import type { Tries } from "./tries.js";
@@ -20,27 +20,32 @@ export interface Delta {
   readonly finished?: ChoiceFinished;
 }
 
-/** Ends what a reader leaves behind. */
-export type Farewell = (reading: Reading) => Promise<void>;
+/** How a stream behaves. */
+export interface Manner {
+  /** Ends what a reader leaves behind. */
+  readonly farewell: (reading: Reading) => Promise<unknown>;
+  readonly timeoutMs: number | undefined;
+  /** Its caller has a way to, so the deadline alone ends nothing. */
+  readonly mayComeBack: boolean;
+}
 
 /**
  * One generation, or one turn of a conversation. Nothing is sent before the iteration begins; it is iterated once.
  * It survives the loss of connections and gateways: no token is lost, none comes twice. Leaving it early, by `break` or
- * an exception, ends what it started; the loop is left once the service knows.
+ * an exception, ends what it started; the loop is left once the service knows. So does its deadline, in the background,
+ * unless the call was given a requestId or a resumeWindowMs. After another error it is left as it is, for others to attach.
  */
 export class Stream implements AsyncIterable<Delta> {
   readonly #calls: Calls;
   readonly #reading: Reading;
-  readonly #farewell: Farewell;
-  readonly #timeoutMs: number | undefined;
+  readonly #manner: Manner;
   #leaving: Promise<void> | undefined;
   #attempt: AbortController | undefined;
 
-  constructor(calls: Calls, reading: Reading, farewell: Farewell, timeoutMs: number | undefined) {
+  constructor(calls: Calls, reading: Reading, manner: Manner) {
     this.#calls = calls;
     this.#reading = reading;
-    this.#farewell = farewell;
-    this.#timeoutMs = timeoutMs;
+    this.#manner = manner;
   }
 
   /** For `attach`, `get` and `cancel`; empty before `accepted`, and for a turn. */
@@ -79,22 +84,29 @@ export class Stream implements AsyncIterable<Delta> {
   }
 
   async *[Symbol.asyncIterator](): AsyncGenerator<Delta, void, undefined> {
+    let hasFailed = false;
     try {
-      const tries = this.#calls.tries(this.#timeoutMs);
+      const tries = this.#calls.tries(this.#manner.timeoutMs);
       while (this.#reading.goesOn) yield* this.#goOn(tries);
     } catch (error) {
-      if (error instanceof HerdError) this.#reading.leave();
+      hasFailed = error instanceof HerdError;
+      if (endsWhatItStarted(error, this.#manner.mayComeBack)) this.#leave();
+      else if (hasFailed) this.#reading.leave();
       throw error;
     } finally {
-      await this.close();
+      if (!hasFailed) await this.close();
     }
   }
 
   /** Leave; resolves once the service knows, within a few seconds at most. */
   async close(): Promise<void> {
-    if (this.#reading.leave()) this.#leaving = this.#farewell(this.#reading);
+    this.#leave();
     this.#attempt?.abort();
     await this.#leaving;
+  }
+
+  #leave(): void {
+    if (this.#reading.leave()) this.#leaving = this.#calls.say(this.#manner.farewell(this.#reading));
   }
 
   /** Go on by one call, as far as it comes; then wait, if there is to be another. Throws HerdError if not. */

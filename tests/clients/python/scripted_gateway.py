@@ -71,6 +71,11 @@ class ScriptedGateway:
     submitted: list[str] = field(default_factory=list)
     address: str = ""
 
+    def forget(self) -> None:
+        """What it was asked, and how calls were to end."""
+        for each in (self.cuts, self.requests, self.metadata, self.cancelled, self.submitted):
+            each.clear()
+
     async def play(self, request: Request, context: Any, messages: Sequence[Response]) -> None:
         """One streaming call."""
         self.requests.append(request)
