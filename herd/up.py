@@ -252,10 +252,10 @@ class _Herd:
         out.print(f"{names} {verb} served at [bold]{address}[/] (gRPC, llamaherd.v1). Ctrl-C ends it.")
         for model in self.models:
             of = "" if len(self.models) == 1 else f" --model {model.name}"
-            out.print(f'  herd generate "Count to ten"{of}{at}', highlight=False)
+            out.print(f'  herd generate "Count to ten"{of}{at}', highlight=False, soft_wrap=True)
             questions = model.folder / "questions.txt"
             if questions.is_file():
                 out.print("Worth asking:")
                 for line in questions.read_text().splitlines()[:3]:
-                    out.print(f'  herd generate "{line}"{of}{at}', highlight=False)
+                    out.print(f'  herd generate "{line}"{of}{at}', highlight=False, soft_wrap=True)
         out.print(f"  herd status --redis-url {redis_url}", highlight=False, soft_wrap=True)

@@ -19,13 +19,18 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True)
 class HerdProcess:
-    """Where a herd listens and which processes it is made of (name -> pid; workers' are their supervisors')."""
+    """Where a herd listens and which processes it is made of (name -> pid; workers' are their supervisors').
+
+    Attributes:
+        log: what `herd up` has said, with its processes' own lines.
+    """
 
     address: str
     redis_url: str
     model: str
     pids: Mapping[str, int]
     process: "subprocess.Popen[bytes]"
+    log: Path
 
     def engine_pid(self, worker: str) -> int:
         """The engine process under a worker's supervisor."""
@@ -70,7 +75,7 @@ def herd_up(*arguments: str, env: Mapping[str, str] | None = None) -> Iterator[H
                 assert process.poll() is None, f"herd up ended with {process.returncode}:\n{log.read_text()[-4000:]}"
                 time.sleep(0.02)
             said = json.loads(ready.read_text())
-            yield HerdProcess(said["address"], said["redis_url"], said["model"], said["pids"], process)
+            yield HerdProcess(said["address"], said["redis_url"], said["model"], said["pids"], process, log)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

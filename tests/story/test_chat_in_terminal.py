@@ -14,11 +14,11 @@ import pytest
 
 from llamaherd.client import AsyncClient
 from tests.clients.python.gateway_processes import GatewayProcess, gateway_processes, reader_of
-from tests.herd_process import ROOT, HerdProcess
+from tests.herd_process import ROOT, HerdProcess, children_of, is_alive
 from tests.until import until_now
 
 PROMPT = "> "
-CTRL_C, CTRL_D = "\x03", "\x04"
+CTRL_C, CTRL_D, CTRL_P = "\x03", "\x04", "\x10"
 
 
 class Terminal:
@@ -117,6 +117,23 @@ def test_a_turn_that_fails_is_told_and_the_next_is_answered(herd_up: HerdProcess
     assert done.returncode == 1
     assert "INVALID_ARGUMENT" in done.stderr
     assert "9, 10" in done.stdout
+
+
+def test_a_herd_of_its_own_lives_as_long_as_the_conversation() -> None:
+    """`--up`: Ctrl-C interrupts the answer, not the herd; what was said comes back by Ctrl-P; Ctrl-D ends both."""
+    with herd_chat("--up", "--temperature", "0") as terminal:
+        (herd,) = children_of(terminal.process.pid)
+        since = len(terminal.shown)
+        terminal.type("Count to 150\n")
+        terminal.wait_for("4, 5", since)
+        terminal.type(CTRL_C)
+        terminal.wait_for(rf"interrupted.*\n{PROMPT}$", since)
+        assert "9, 10" in terminal.ask("Count to ten", "9, 10")
+        assert "9, 10" in terminal.ask(CTRL_P, "9, 10")
+
+        terminal.type(CTRL_D)
+        assert terminal.process.wait(60) == 0
+    assert not is_alive(herd)
 
 
 async def test_a_conversation_at_a_terminal(herd_up: HerdProcess, pair: list[GatewayProcess]) -> None:
