@@ -1,18 +1,18 @@
 """Times the engine's kernels against the memory: each layer of Llama 2 7B alone, and a whole decode step.
 
     python -m bench.kernels --out bench/kernels.json
+    python -m bench.kernels --tables product attention --batches 1 8 64 --out few.json
 
 Every time is a median over replays of a CUDA graph whose calls walk through more weights than the L2 holds. The limit
-is bytes (weights as stored, activations not counted) over the copy bandwidth measured in the same run. cuBLAS fp16 is
-timed beside, and bitsandbytes where it is installed. Prints tables and writes every number to --out.
+is bytes (weights as stored, activations not counted) over the copy bandwidth measured in the same run. Beside the
+engine's Hopper kernels stand those of other GPUs, in Triton, cuBLAS in fp16, and bitsandbytes where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.device import copy_bandwidth
+from bench.models import random_weight
+from bench.report import Report
 from worker.engine.kernels.attention import SPLIT, DecodeAttention
 from worker.engine.kernels.choose import TokenChooser
 from worker.engine.kernels.gemm import GemmWorkspace, PackedWeight, QuantizedGemm, pack
 from worker.engine.kernels.rowwise import add_rms_norm
-from worker.engine.weights import Int8Weight, Nf4Weight
+from worker.engine.kernels.triton_attention import decode_attention
+from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
+from worker.engine.linear import Nf4Linear
+from worker.engine.weights import Int8Weight
 
 LAYERS = {"qkv": (12288, 4096), "o": (4096, 4096), "gate_up": (22016, 4096), "down": (4096, 11008)}
 BATCHES = (1, 8, 16, 32, 64, 128, 256, 512, 2048)  # above 128: prefill
@@ -67,23 +73,6 @@ def time_calls(calls: Sequence[Callable[[], object]], repeats: int = 9) -> Timin
     return Timing(median, (max(times) - min(times)) / median)
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second of a device copy (negated on the way, so that a kernel makes it), read and written counted."""
-    source = torch.randn(2**30, device=CUDA)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (time_calls([partial(torch.neg, source, out=target)] * 3).us * 1e-6)
-
-
-def random_weight(bits: int, rows: int, columns: int) -> Int8Weight | Nf4Weight:
-    """Random bytes of a layer."""
-    if bits == 8:
-        codes = torch.randint(-127, 128, (rows, columns), dtype=torch.int8, device=CUDA)
-        return Int8Weight(codes, (torch.rand(rows, device=CUDA) + 0.5) * columns**-0.5)
-    packed = torch.randint(0, 256, (rows * columns // 2,), dtype=torch.uint8, device=CUDA)
-    absmax = (torch.rand(rows * columns // 64, device=CUDA) + 0.5) * columns**-0.5
-    return Nf4Weight(packed, absmax, (rows, columns), 64)
-
-
 def copies(weight: PackedWeight, count: int) -> list[PackedWeight]:
     """The same weight at `count` places in memory."""
     scale, shape = weight.row_scale, weight.shape
@@ -114,13 +103,11 @@ def time_bitsandbytes(bits: int, shape: tuple[int, int], rows: int) -> float | N
         import bitsandbytes
     except ImportError:
         return None
-    from worker.engine.linear import Nf4Linear
-
     count = max(2, round(ROTATED_BYTES * (1 if bits == 8 else 0.6) / (shape[0] * shape[1])))
     x = torch.randn(rows, shape[1], device=CUDA).half()
     calls: list[Callable[[], object]] = []
     for _ in range(count):
-        weight = random_weight(bits, *shape)
+        weight = random_weight(bits, *shape, CUDA)
         if isinstance(weight, Int8Weight):
 
             def multiply(weight: Int8Weight = weight) -> object:
@@ -134,27 +121,60 @@ def time_bitsandbytes(bits: int, shape: tuple[int, int], rows: int) -> float | N
     return time_calls(calls * max(1, 24 // count)).us
 
 
-def gemm_rows(bandwidth: float) -> list[Row]:
+def time_triton(bits: int, shape: tuple[int, int], rows: int) -> float | None:
+    """Microseconds of the product for other GPUs, over rotated weights, or None for more rows than it takes."""
+    if rows > MAX_ROWS:
+        return None
+    count = max(2, round(ROTATED_BYTES * (1 if bits == 8 else 0.6) / (shape[0] * shape[1])))
+    num_multiprocessors = torch.cuda.get_device_properties(CUDA).multi_processor_count
+    products = [TritonProduct(random_weight(bits, *shape, CUDA), num_multiprocessors) for _ in range(count)]
+    x = torch.randn(rows, shape[1], device=CUDA).half()
+    return time_calls([partial(product, x) for product in products] * max(1, 24 // count)).us
+
+
+def product_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
     """One row per format, layer and batch."""
-    rows: list[Row] = []
     for bits in (8, 4):
         for name, shape in LAYERS.items():
-            packed = pack(random_weight(bits, *shape), is_gate_up=name == "gate_up")
+            packed = pack(random_weight(bits, *shape, CUDA), is_gate_up=name == "gate_up")
             weights = copies(packed, max(2, round(ROTATED_BYTES / packed.units.nbytes)))
             limit = packed.units.nbytes / bandwidth * 1e6
-            for batch in BATCHES:
+            for batch in batches:
                 alone, chained = (time_gemm(weights, batch, overlap) for overlap in (False, True))
                 row: Row = {"bits": bits, "layer": name, "batch": batch, "limit_us": limit, "us": alone.us}
                 row |= {"overlapped_us": chained.us, "spread": chained.spread, "share": limit / chained.us}
-                row |= {"cublas_fp16_us": time_fp16(shape, batch), "bnb_us": time_bitsandbytes(bits, shape, batch)}
-                rows.append(row)
-                print_row(row)
-    return rows
+                row |= {"triton_us": time_triton(bits, shape, batch), "cublas_fp16_us": time_fp16(shape, batch)}
+                yield row | {"bnb_us": time_bitsandbytes(bits, shape, batch)}
 
 
-def print_row(row: Row) -> None:
-    """One line."""
-    print(" ".join(f"{key}={value:.3g}" if isinstance(value, float) else str(value) for key, value in row.items()))
+def attention_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
+    """Decode attention of one layer, rotary embedding and the new position's write included in ours alone."""
+    for context, batch in (step for step in STEPS if step[1] in batches):
+        blocks = -(-context // 64)
+        count = max(2, round(ROTATED_BYTES / (batch * context * HEADS * 128 * 4)))
+        shape = (batch * blocks, 64, HEADS, 128)
+        caches = [
+            (torch.randn(shape, device=CUDA).half(), torch.randn(shape, device=CUDA).half()) for _ in range(count)
+        ]
+        angles = torch.outer(torch.arange(4096).float(), 10000.0 ** (-torch.arange(64) / 64)).to(CUDA)
+        ours = DecodeAttention(HEADS, HEADS, batch, context, angles.cos(), angles.sin())
+        qkv = torch.randn(batch, 3 * HEADS * 128, device=CUDA).half()
+        query = qkv[:, : HEADS * 128].reshape(batch, HEADS, 128).contiguous()
+        tables = torch.randperm(batch * blocks, device=CUDA).view(batch, blocks)
+        positions = torch.full((batch,), context - 1, device=CUDA)
+        mixed = torch.empty(batch, HEADS * 128, device=CUDA, dtype=torch.float16)
+        at, blocks_of = positions.int(), tables.int()
+        ours_calls = [
+            partial(ours, qkv, keys, values, at, blocks_of, mixed, max_context=context) for keys, values in caches
+        ]
+        triton_calls = [
+            partial(decode_attention, query, keys, values, None, None, positions, tables, context)
+            for keys, values in caches
+        ]
+        ours_us, triton_us = time_calls(ours_calls * 4).us, time_calls(triton_calls * 4).us
+        limit = batch * context * HEADS * 128 * 4 / bandwidth * 1e6
+        row: Row = {"context": context, "batch": batch, "limit_us": limit, "us": ours_us, "triton_us": triton_us}
+        yield row | {"share": limit / ours_us, "triton_share": limit / triton_us}
 
 
 class Step:
@@ -233,18 +253,19 @@ def workspace() -> GemmWorkspace:
 
 def make_layers(bits: int) -> list[dict[str, PackedWeight]]:
     """All layers' packed weights."""
-    once = {name: pack(random_weight(bits, *shape), is_gate_up=name == "gate_up") for name, shape in LAYERS.items()}
+    once = {
+        name: pack(random_weight(bits, *shape, CUDA), is_gate_up=name == "gate_up") for name, shape in LAYERS.items()
+    }
     spread = {name: copies(weight, NUM_LAYERS) for name, weight in once.items()}
     return [{name: weights[index] for name, weights in spread.items()} for index in range(NUM_LAYERS)]
 
 
-def step_rows(bandwidth: float) -> list[Row]:
+def step_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
     """One row per format, context and batch: a whole step, and its parts alone."""
-    rows: list[Row] = []
     whole = frozenset({"norm", "gemm", "attention", "head"})
     for bits in (8, 4):
         step = Step(bits)
-        for context, batch in STEPS:
+        for context, batch in (each for each in STEPS if each[1] in batches):
             step.prepare(batch, context)
             row: Row = {"bits": bits, "batch": batch, "context": context}
             chained = time_calls([partial(step.run, whole, overlap=True)])
@@ -255,26 +276,32 @@ def step_rows(bandwidth: float) -> list[Row]:
             seconds = chained.us * 1e-6
             row["tokens_per_s"] = batch / seconds
             row["share"] = step.bytes_read(batch) / bandwidth / seconds
-            rows.append(row)
-            print_row(row)
+            yield row
         del step
         torch.cuda.empty_cache()
-    return rows
+
+
+TABLES: dict[str, Callable[[float, Sequence[int]], Iterator[Row]]] = {
+    "step": step_rows,
+    "product": product_rows,
+    "attention": attention_rows,
+}
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    bandwidth = copy_bandwidth()
-    device = torch.cuda.get_device_properties(0)
-    print(f"copy bandwidth {bandwidth / 1e12:.3f} TB/s, {device.name}, {torch.__version__}", flush=True)
-    result: dict[str, object] = {"device": device.name, "torch": torch.__version__, "copy_bytes_per_s": bandwidth}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--out", type=Path, required=True, help="JSON; the tables go beside it, as Markdown")
+    options = parser.parse_args()
+    bandwidth = copy_bandwidth(CUDA)
+    name = torch.cuda.get_device_name(CUDA)
+    report = Report(options.out, device=name, torch=torch.__version__, copy_tb_per_s=bandwidth / 1e12)
     with torch.inference_mode():
-        result["step"] = step_rows(bandwidth)
-        result["gemm"] = gemm_rows(bandwidth)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        for table in options.tables:
+            for row in TABLES[table](bandwidth, options.batches):
+                report.row(table, row)
 
 
 if __name__ == "__main__":

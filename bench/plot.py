@@ -1,6 +1,8 @@
-"""Draws bench/engine.json: decode tokens/s over the batch, beside what the memory allows. No library, one SVG.
+"""Draws what bench/engine.py wrote: decode tokens/s over the batch, beside what the memory allows. No library, one SVG.
 
-python -m bench.plot bench/engine.json bench/engine.svg
+    python -m bench.plot bench/engine.json bench/engine.svg
+
+Of a list of runs it draws the first.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 440, 80, 40, 190, 60
 BATCHES = (1, 8, 32, 64, 128)
@@ -54,11 +57,11 @@ def axes() -> list[str]:
     return drawn
 
 
-def draw(result: dict[str, object], title: str) -> str:
-    """The whole picture."""
+def draw(decode: Sequence[dict[str, Any]], title: str) -> str:
+    """The whole picture, of the rows of one context."""
     drawn = [*axes(), text(LEFT, 22, title, "start")]
     for name, colour in COLOURS.items():
-        rows: list[dict[str, float]] = result[name]["rows"]  # type: ignore[index]
+        rows = [row for row in decode if row["quantization"] == name]
         measured = [place(row["batch"], row["tokens_per_s"]) for row in rows]
         allowed = [place(row["batch"], row["tokens_per_s"] / row["engine_share"]) for row in rows]
         drawn += [line(measured, colour, dashed=False), line(allowed, colour, dashed=True)]
@@ -77,9 +80,12 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("picture", type=Path)
     arguments = parser.parse_args()
-    result = json.loads(arguments.results.read_text())["7b"]
-    title = f"Llama 2 7B's shape on one {result['device']}: decode tokens/s, context 192"
-    arguments.picture.write_text(draw(result, title))
+    found = json.loads(arguments.results.read_text())
+    run = found[0] if isinstance(found, list) else found
+    context = min(row["context"] for row in run["decode"])
+    rows = [row for row in run["decode"] if row["shape"] == "7b" and row["context"] == context]
+    title = f"Llama 2 7B's shape on one {run['device']}: decode tokens/s, context {context}"
+    arguments.picture.write_text(draw(rows, title))
 
 
 if __name__ == "__main__":

@@ -176,11 +176,17 @@ def _tensor_map(address: int, rows: int, columns: int, row_stride: int, box_rows
     return found
 
 
+def cache_folder() -> Path:
+    """Where compiled cubins are kept; it need not be there yet."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "llamaherd" / "kernels"
+
+
 def _cubin(text: str, arch: str, file: str) -> bytes:
     """The compiled text, from disk where it is there. Keyed by text, architecture and compiler."""
     version = _nvrtc_version()
     key = hashlib.sha256(f"{text}\0{arch}\0{version}".encode()).hexdigest()[:32]
-    path = _cache_folder() / f"{Path(file).stem}-{key}.cubin"
+    path = cache_folder() / f"{Path(file).stem}-{key}.cubin"
     if path.exists():
         return path.read_bytes()
     cubin = compile_source(text, arch, file)
@@ -189,11 +195,6 @@ def _cubin(text: str, arch: str, file: str) -> bytes:
         file_.write(cubin)
     os.replace(file_.name, path)  # whole or not at all, whoever else compiles it
     return cubin
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "llamaherd" / "kernels"
 
 
 def _nvrtc_version() -> str:
