@@ -100,18 +100,30 @@ func (s *script) CancelGeneration(
 // serve gives a client of the script; both end with the test.
 func serve(t *testing.T, played *script, serverOptions []grpc.ServerOption, options ...Option) *Client {
 	t.Helper()
+	return clientOf(t, []string{play(t, played, serverOptions...)}, options...)
+}
+
+// play gives the address where the script is played until the test ends.
+func play(t *testing.T, played *script, options ...grpc.ServerOption) string {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer(serverOptions...)
+	server := grpc.NewServer(options...)
 	v1.RegisterGenerationServiceServer(server, played)
 	if played.chat != nil {
 		v1.RegisterChatServiceServer(server, played.chat)
 	}
 	go server.Serve(listener)
 	t.Cleanup(server.Stop)
-	client, err := New([]string{listener.Addr().String()}, options...)
+	return listener.Addr().String()
+}
+
+// clientOf gives a client that ends with the test.
+func clientOf(t *testing.T, addresses []string, options ...Option) *Client {
+	t.Helper()
+	client, err := New(addresses, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
