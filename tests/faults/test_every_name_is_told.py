@@ -20,6 +20,7 @@ from telemetry import names
 from telemetry.names import METRICS, Metric
 from tests.herd_process import ROOT, HerdProcess, herd_up
 from tests.otlp_receiver import Receiver, otlp_receiver
+from tests.service.narrow import NARROW
 from tests.until import until
 
 SHORT, LONG = 240, 600  # tokens of a generation; both fit the KV cache alone
@@ -28,6 +29,7 @@ SETTINGS = {
     "HERD_WORKER_MAX_SEQUENCES": "3",
     "HERD_WORKER_PREFILL_CHUNK": "4",  # so that a long prompt takes long, and a worker can be killed in the midst of it
     "HERD_WORKER_KV_CACHE_BYTES": str(4 << 20),  # less than three SHORT generations need
+    "HERD_GATEWAY_WRITE_TIMEOUT_S": "1",
     "OTEL_METRIC_EXPORT_INTERVAL": "100",
     "OTEL_BSP_SCHEDULE_DELAY": "100",
 }
@@ -86,6 +88,7 @@ async def victim() -> AsyncIterator[Victim]:
 async def test_every_name_is_told(victim: Victim) -> None:
     """Metrics with a value that is not 0, and with no label but their own; spans, and attributes of either."""
     await ask_as_a_caller_would(victim)
+    await read_nothing(victim)
     await more_than_fits(victim)
     await freeze_a_worker(victim)
     await silence_redis(victim)
@@ -115,6 +118,18 @@ async def ask_as_a_caller_would(victim: Victim) -> None:
     message = chat_pb2.UserMessage(content="Count to ten")
     turn = victim.chat.SendTurn(chat_pb2.SendTurnRequest(setup=chat_pb2.ChatSetup(), user_message=message))
     assert [m async for m in turn][-1].HasField("turn_finished")
+
+
+async def read_nothing(victim: Victim) -> None:
+    """A client that asks for more than its window holds, and takes none of it."""
+    spec = common_pb2.GenerationSpec(prompt="Once upon a time", output=common_pb2.OutputOptions(top_logprobs=20))
+    spec.stopping.max_new_tokens = LONG
+    spec.stopping.ignore_eos = True
+    async with grpc.aio.insecure_channel(victim.herd.address, options=NARROW) as channel:
+        stub: Any = generation_pb2_grpc.GenerationServiceStub(channel)
+        call = stub.Generate(generation_pb2.GenerateRequest(spec=spec), timeout=TIMEOUT_S)
+        await generation_of(call)
+        await victim.until_told(names.STALLED_READERS)
 
 
 async def more_than_fits(victim: Victim) -> None:
