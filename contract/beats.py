@@ -12,8 +12,13 @@ async def read_beats(client: Any, index: str, key_of: Callable[[str], str]) -> l
         scored = await client.zrange(index, 0, -1, withscores=True)
         async with client.pipeline(transaction=False) as pipe:
             for name, _ in scored:
-                pipe.hgetall(key_of(name.decode()))
+                pipe.hgetall(key_of(_text(name)))
             hashes = await pipe.execute() if scored else []
-    decoded = [{k.decode(): v.decode() for k, v in raw.items()} for raw in hashes]
+    decoded = [{_text(k): _text(v) for k, v in raw.items()} for raw in hashes]
     rows = zip(scored, decoded, strict=True)
-    return [(name.decode(), fields, int(at_ms)) for (name, at_ms), fields in rows if "beat" in fields]
+    return [(_text(name), fields, int(at_ms)) for (name, at_ms), fields in rows if "beat" in fields]
+
+
+def _text(said: bytes) -> str:
+    """One process' nonsense is nobody else's trouble."""
+    return said.decode(errors="replace")

@@ -192,7 +192,7 @@ class Broker:
         return bool(await self._run("expire", [keys.record(generation_id)], [keys.TAG, generation_id, GRACE_MS]))
 
     async def standings(self, generation_ids: Sequence[str]) -> list[Standing | None]:
-        """Where each log stands, in one round trip; None for a record that is gone."""
+        """Where each log stands, in one round trip; None for a record that is gone, or cannot be read."""
         if not generation_ids:
             return []
         async with answered(), self._client.pipeline(transaction=False) as pipe:
@@ -201,7 +201,7 @@ class Broker:
                     keys.record(generation_id), "state", "T", "chain", "attempt", "deadline", "cancel", "readers"
                 )
             answers = await pipe.execute()
-        return [parsing.parse_standing(answer) for answer in answers]
+        return [parsing.parse_standing_or_none(answer) for answer in answers]
 
     async def read_log(self, generation_id: str, from_position: int = 0) -> list[LogEntry]:
         """Every entry that holds a token at or after `from_position`, the marks there, and the end if there is one."""
@@ -310,8 +310,7 @@ class Broker:
                 raise
             await self._run("open_queue", [stream], [])  # the server has lost the stream
             return []
-        entries = answer[0][1] if answer else []
-        return [Delivered(stream, entry_id.decode(), fields[b"g"].decode()) for entry_id, fields in entries]
+        return parsing.parse_new(stream, answer[0][1] if answer else [])
 
     async def adopt(self, worker_id: str, model: str, *, max_jobs: int, may_run_alone: bool) -> list[Delivered]:
         """Entries that others left behind, now pending to us; classes in order. take() follows for each.
@@ -323,7 +322,10 @@ class Broker:
         return parsing.parse_deliveries(await self._run("adopt", keys.queues(model), arguments))
 
     async def take(self, entry: Delivered, *, worker_id: str, lease: str) -> Taken | NotTaken:
-        """Turn an entry that is pending to us into a lease. Repeat with the same lease after a lost reply."""
+        """Turn an entry that is pending to us into a lease. Repeat with the same lease after a lost reply.
+
+        Raises MalformedMessage where the lease is ours, and the record cannot be read.
+        """
         generation_id = entry.generation_id
         answer = await self._run(
             "take",

@@ -166,7 +166,7 @@ class ModelBundle:
             bundle._check_defaults()
         except MalformedBundle:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # bytes can break a parser in any way there is
             raise MalformedBundle(f"not a model bundle: {type(error).__name__}: {error}") from error
         return bundle
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from contract.messages import (
+    MAX_COUNT,
     AttemptMark,
     Ending,
     EndReason,
@@ -14,6 +15,8 @@ from contract.messages import (
 )
 from contract.outcomes import InboxRow
 
+MAX_TIME_MS = 2**53  # what a script still counts exactly
+
 
 def parse_log_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
     """One entry of a token log. Raises MalformedMessage.
@@ -22,24 +25,19 @@ def parse_log_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> LogEntry:
     """
     try:
         if b"c" in fields:
-            return TokenRow(
-                t0=int(fields[b"f"]),
-                end=int(entry_id.partition(b"-")[0]),
-                chain0=int(fields[b"h"]),
-                body=fields[b"c"],
-                choice_ends=decode_choice_ends(fields.get(b"x", b"")),
-            )
+            row = _row_of(fields[b"f"], entry_id.partition(b"-")[0], fields[b"h"])
+            return TokenRow(*row, fields[b"c"], decode_choice_ends(fields.get(b"x", b"")))
         if b"s" in fields:
-            return AttemptMark(position=int(entry_id.partition(b"-")[0]), attempt=int(fields[b"s"]))
+            return AttemptMark(position=_count(entry_id.partition(b"-")[0]), attempt=_count(fields[b"s"]))
         return Ending(
-            num_tokens=int(fields[b"T"]),
+            num_tokens=_count(fields[b"T"]),
             reason=EndReason(fields[b"e"].decode()),
             choice_ends=decode_choice_ends(fields[b"b"]),
-            attempts=int(fields[b"a"]),
+            attempts=_count(fields[b"a"]),
             times=_parse_times(fields[b"m"].split()),
             error=fields[b"r"].decode(),
         )
-    except (KeyError, ValueError) as error:
+    except Exception as error:
         raise MalformedMessage(f"log entry {entry_id!r}: {error}") from error
 
 
@@ -48,8 +46,8 @@ def parse_inbox_row(field: bytes, value: bytes) -> InboxRow:
     try:
         head, _, payload = value.partition(b"|")
         t0, end, chain = head.split(b" ")
-        return InboxRow(field[1:].decode(), _row_entry(field[:1], int(t0), int(end), int(chain), payload))
-    except ValueError as error:
+        return InboxRow(field[1:].decode(), _row_entry(field[:1], *_row_of(t0, end, chain), payload))
+    except Exception as error:
         raise MalformedMessage(f"inbox row {field!r}: {error}") from error
 
 
@@ -60,7 +58,7 @@ def _row_entry(kind: bytes, t0: int, end: int, chain: int, payload: bytes) -> Lo
         case b"C":
             return TokenRow(end, end, chain, b"", decode_choice_ends(payload))
         case b"S":
-            return AttemptMark(end, int(payload))
+            return AttemptMark(end, _count(payload))
         case b"E":
             reason, attempts, *times, length, rest = payload.split(b" ", 8)
             size = int(length)
@@ -68,7 +66,7 @@ def _row_entry(kind: bytes, t0: int, end: int, chain: int, payload: bytes) -> Lo
                 num_tokens=end,
                 reason=EndReason(reason.decode()),
                 choice_ends=decode_choice_ends(rest[size:]),
-                attempts=int(attempts),
+                attempts=_count(attempts),
                 times=_parse_times(times),
                 error=rest[:size].decode(),
             )
@@ -76,6 +74,21 @@ def _row_entry(kind: bytes, t0: int, end: int, chain: int, payload: bytes) -> Lo
             raise MalformedMessage(f"inbox row of kind {kind!r}")
 
 
+def _row_of(t0: bytes, end: bytes, chain: bytes) -> tuple[int, int, int]:
+    """Where a row begins and ends, and the chain before it."""
+    row = int(t0), int(end), int(chain)
+    if not 0 <= row[0] <= row[1] <= MAX_COUNT or not 0 <= row[2] <= MAX_COUNT:
+        raise ValueError(f"tokens {row[0]} to {row[1]} after chain {row[2]}")
+    return row
+
+
+def _count(text: bytes, most: int = MAX_COUNT) -> int:
+    value = int(text)
+    if not 0 <= value <= most:
+        raise ValueError(f"{value} is no number from 0 to {most}")
+    return value
+
+
 def _parse_times(parts: list[bytes]) -> Times:
-    accepted, taken, first, last, ended = (int(part) for part in parts)
+    accepted, taken, first, last, ended = (_count(part, MAX_TIME_MS) for part in parts)
     return Times(accepted, taken, first, last, ended)

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from contract.typed import misfit
 from llamaherd.v1 import common_pb2, generation_pb2
 
 VERSION = 1
+MAX_COUNT = 2**32 - 1  # a position, a count or a chain, as the public messages have them
 
 KNOB_LEVELS = {
     **dict.fromkeys(("min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty"), 1),
@@ -28,8 +30,15 @@ such job while a worker of that level lives. A job of a level that is to come ha
 JOB_LEVEL = max(KNOB_LEVELS.values())
 
 
+MOST_CHOICES = 1024  # beyond what any version accepts: room is made for each before the engine looks at the job
+
+
 class MalformedMessage(ValueError):
-    """Bytes in Redis that no version of this project writes."""
+    """Bytes in Redis that no version of this project writes.
+
+    All that a parser raises: bytes can break one in any way there is (OverflowError, RecursionError), and what they are
+    of must not take a process with it.
+    """
 
 
 class EndReason(enum.StrEnum):
@@ -133,8 +142,14 @@ class Job:
                 raise MalformedMessage(f"job version {raw['v']}; this process reads {VERSION}")
             raw["sampling"] = JobSampling(**_known(JobSampling, raw["sampling"]))
             raw["stopping"] = JobStopping(**_known(JobStopping, raw["stopping"]))
-            return cls(**_known(cls, raw))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            job = cls(**_known(cls, raw))
+            for part in (job, job.sampling, job.stopping):
+                if (name := misfit(part)) is not None:
+                    raise MalformedMessage(f"{name} is of a wrong type or out of its bounds")
+            if not 1 <= job.sampling.n <= MOST_CHOICES:
+                raise MalformedMessage(f"n is {job.sampling.n}")
+            return job
+        except Exception as error:
             raise MalformedMessage(f"not a job: {error}") from error
 
 
@@ -181,8 +196,12 @@ def decode_choice_ends(body: bytes) -> tuple[ChoiceEnd, ...]:
     if not body:
         return ()
     try:
-        return tuple(ChoiceEnd(**{k: row[k] for k in ChoiceEnd.__slots__ if k in row}) for row in json.loads(body))
-    except (KeyError, TypeError, ValueError) as error:
+        ends = tuple(ChoiceEnd(**{k: row[k] for k in ChoiceEnd.__slots__ if k in row}) for row in json.loads(body))
+        for end in ends:
+            if (name := misfit(end)) is not None or max(end.choice, end.num_tokens) > MAX_COUNT:
+                raise MalformedMessage(f"{name or 'a number'} is of a wrong type or out of its bounds")
+        return ends
+    except Exception as error:
         raise MalformedMessage(f"not choice ends: {error}") from error
 
 

@@ -1,14 +1,33 @@
-"""Replies of the scripts, parsed once at the edge."""
+"""Replies of the scripts, parsed once at the edge. Each parser raises MalformedMessage, whatever is wrong."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
-from contract.messages import EndReason, Job
+from contract.messages import EndReason, Job, MalformedMessage
 from contract.outcomes import Delivered, Record, RowOutcome, RowReply, Standing, State, Submitted, Taken
 
 _OUTCOMES = {b"OK": RowOutcome.OK, b"DONE": RowOutcome.DONE, b"FENCED": RowOutcome.FENCED, b"BACK": RowOutcome.BACK}
 
 
+_Given = ParamSpec("_Given")
+_Parsed = TypeVar("_Parsed")
+
+
+def _telling(parse: Callable[_Given, _Parsed]) -> Callable[_Given, _Parsed]:
+    """What a record holds may be anything once it is damaged, and breaks a parser in any way there is."""
+
+    @wraps(parse)
+    def parsed(*args: _Given.args, **kwargs: _Given.kwargs) -> _Parsed:
+        try:
+            return parse(*args, **kwargs)
+        except Exception as error:
+            raise MalformedMessage(f"{parse.__name__}: {error}") from error
+
+    return parsed
+
+
+@_telling
 def parse_record(answer: Sequence[Any]) -> Record:
     """What attach.lua answers."""
     state, caller, num_tokens, chain, attempt, reason, job, accepted_ms, window_ms, place, gets_rows = answer
@@ -27,6 +46,7 @@ def parse_record(answer: Sequence[Any]) -> Record:
     )
 
 
+@_telling
 def parse_submitted(answer: Sequence[Any], generation_id: str) -> Submitted | None:
     """What submit.lua answers where the generation stands; None for a refusal."""
     if answer[0] == b"QUEUED":
@@ -39,16 +59,30 @@ def parse_submitted(answer: Sequence[Any], generation_id: str) -> Submitted | No
     return None
 
 
+@_telling
 def parse_deliveries(rows: Sequence[Sequence[Any]]) -> list[Delivered]:
     """What adopt.lua and own_pending.lua answer."""
-    return [Delivered(row[0].decode(), row[1].decode(), row[2].decode(), row[3:] == [1]) for row in rows]
+    return [
+        Delivered(row[0].decode(), row[1].decode(), row[2].decode(errors="replace"), row[3:] == [1]) for row in rows
+    ]
 
 
+@_telling
+def parse_new(stream: str, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Delivered]:
+    """What XREADGROUP answers for one stream. An entry that names no generation is dropped by its take."""
+    named = ((entry_id, fields.get(b"g", b"")) for entry_id, fields in entries)
+    return [Delivered(stream, entry_id.decode(), name.decode(errors="replace")) for entry_id, name in named]
+
+
+@_telling
 def parse_taken(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken:
     """What take.lua answers after OK."""
-    attempt, num_tokens, chain, cancel, accepted_ms, deadline_ms, now_ms, job = answer
+    attempt, num_tokens, chain, cancel, accepted_ms, deadline_ms, now_ms, body = answer
+    job = Job.from_bytes(body)
+    if job.generation_id != entry.generation_id:
+        raise MalformedMessage(f"the job is that of {job.generation_id}")
     return Taken(
-        job=Job.from_bytes(job),
+        job=job,
         lease=lease,
         entry=entry,
         attempt=int(attempt),
@@ -61,12 +95,14 @@ def parse_taken(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken:
     )
 
 
+@_telling
 def parse_row_reply(answer: Sequence[Any]) -> RowReply:
     """What step.lua answers for one row."""
     outcome, num_tokens, cancel = answer
     return RowReply(_OUTCOMES[outcome], int(num_tokens), bool(cancel))
 
 
+@_telling
 def parse_standing(answer: Sequence[bytes | None]) -> Standing | None:
     """HMGET state T chain attempt deadline cancel readers."""
     state, num_tokens, chain, attempt, deadline_ms, cancel_ms, readers = answer
@@ -76,3 +112,11 @@ def parse_standing(answer: Sequence[bytes | None]) -> Standing | None:
         *(State(state.decode()), int(num_tokens), int(chain), int(attempt), int(deadline_ms or 0), int(cancel_ms or 0)),
         readers=frozenset((readers or b"").decode().split(",")),
     )
+
+
+def parse_standing_or_none(answer: Sequence[bytes | None]) -> Standing | None:
+    """The same, of one among many: none of them is to suffer for another."""
+    try:
+        return parse_standing(answer)
+    except MalformedMessage:
+        return None

@@ -176,6 +176,9 @@ class Relay:
             record = await self._broker.attach(stream.generation_id, caller=stream.caller, gateway_id=self.gateway_id)
         except UnknownGeneration:
             return  # the next round finds it gone
+        except MalformedMessage as error:
+            stream.fail(error)
+            return
         finally:
             if not self.is_read(stream.generation_id) and stream.submission is not None:
                 self.leaver.put_nowait(stream.generation_id, stream.caller, stream.submission)  # it ended meanwhile

@@ -250,6 +250,8 @@ class TokenStream:
         except (Disagreement, MalformedMessage) as error:
             self._misses_mark |= isinstance(error, MissingMark)
             self.request_fill()
+        except Exception as error:  # what one worker wrote ends no other stream
+            self.fail(error)
 
     def _push(self, pieces: Sequence[Piece]) -> None:
         self._buffer += pieces
