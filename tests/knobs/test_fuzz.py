@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llamaherd.v1 import common_pb2, generation_pb2
 from tests.knobs.model import SHAPE
 from tests.knobs.rig import MODEL, Herd
-from tests.service.test_status import details_of
+from tests.service.error_details import details_of
 
 ids = st.integers(0, SHAPE.vocab_size - 1)
 

@@ -68,6 +68,14 @@ async def gateway(valkey: RunningServer, worker: ScriptedWorker) -> AsyncIterato
         yield gateway
 
 
+@pytest.fixture(scope="module")
+async def other(valkey: RunningServer, worker: ScriptedWorker) -> AsyncIterator[RunningGateway]:
+    """A second gateway of the same herd, where nobody waits long for a log to grow."""
+    async with running_gateway(valkey.url, resume_wait_s=0.4) as gateway:
+        await until(lambda: is_serving(gateway), what="the gateway sees the worker")
+        yield gateway
+
+
 @pytest.fixture(scope="session")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
     """A model with a vocabulary of words that takes conversations."""

@@ -1,117 +1,20 @@
 """Attach and SubmitGeneration: any reader, at any gateway, from any position, gets the same bytes."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from typing import Any
 
-import grpc
-import pytest
-import redis.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract import keys
 from contract.broker import Broker
-from contract.messages import ChoiceEnd, EndReason
+from contract.messages import ChoiceEnd
 from llamaherd.v1 import common_pb2, generation_pb2
 from tests.redis_server import RunningServer
-from tests.service.conftest import is_serving
-from tests.service.gateways import RunningGateway, open_stream, prompt, read_rest, read_until, running_gateway
+from tests.service.gateways import RunningGateway, open_stream, prompt, read_rest, running_gateway
+from tests.service.resumed import Resumed, attach, attaching, begin, read_all, read_tokens
 from tests.service.scripted_worker import ScriptedWorker, Work
-from tests.service.test_status import details_of
 from tests.until import until
-
-RESUME_WAIT_S = 0.4
-
-
-@pytest.fixture(scope="module")
-async def other(valkey: RunningServer, worker: ScriptedWorker) -> AsyncIterator[RunningGateway]:
-    """A second gateway of the same herd."""
-    async with running_gateway(valkey.url, resume_wait_s=RESUME_WAIT_S) as gateway:
-        await until(lambda: is_serving(gateway), what="the gateway sees the worker")
-        yield gateway
-
-
-@dataclass(slots=True)
-class Resumed:
-    """What an Attach brought."""
-
-    from_position: int
-    messages: list[generation_pb2.AttachResponse] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> list[common_pb2.Token]:
-        """In the order in which they came."""
-        return [token for message in self.messages for token in message.tokens]
-
-    @property
-    def token_bytes(self) -> bytes:
-        """The token messages, joined and in one canonical form."""
-        joined = b"".join(message.SerializeToString() for message in self.messages if message.tokens)
-        return generation_pb2.AttachResponse.FromString(joined).SerializeToString()
-
-    @property
-    def finishes(self) -> dict[int, common_pb2.ChoiceFinished]:
-        """By choice; none comes twice."""
-        found = [m.choice_finished for m in self.messages if m.HasField("choice_finished")]
-        by_choice = {finish.choice: finish for finish in found}
-        assert len(by_choice) == len(found), "a choice's end came twice"
-        return by_choice
-
-    @property
-    def kinds(self) -> list[str]:
-        """As `Received.kinds`."""
-        kinds = [message.WhichOneof("event") or "tokens" for message in self.messages if not message.HasField("queued")]
-        return [kind for n, kind in enumerate(kinds) if n == 0 or kind != kinds[n - 1]]
-
-
-def attaching(
-    gateway: RunningGateway, generation_id: str, position: int = 0, chain: int | None = None
-) -> tuple[Any, Resumed]:
-    """An Attach that has begun."""
-    request = generation_pb2.AttachRequest(generation_id=generation_id, from_position=position, chain=chain)
-    return gateway.stub.Attach(request, timeout=30), Resumed(position)
-
-
-async def read_all(call: Any, resumed: Resumed) -> Resumed:
-    """To the end; raises the RpcError it ends with."""
-    while (message := await call.read()) is not grpc.aio.EOF:
-        resumed.messages.append(message)
-    return resumed
-
-
-async def read_tokens(call: Any, resumed: Resumed, num_tokens: int) -> None:
-    """Until so many tokens have come."""
-    while len(resumed.tokens) < num_tokens:
-        message = await call.read()
-        assert message is not grpc.aio.EOF
-        resumed.messages.append(message)
-
-
-async def attach(gateway: RunningGateway, generation_id: str, position: int = 0, chain: int | None = None) -> Resumed:
-    """A whole Attach."""
-    return await read_all(*attaching(gateway, generation_id, position, chain))
-
-
-async def attach_error(
-    gateway: RunningGateway, generation_id: str, position: int = 0, chain: int | None = None
-) -> grpc.aio.AioRpcError:
-    """The error that an Attach ends with; no token comes before it."""
-    call, resumed = attaching(gateway, generation_id, position, chain)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await read_all(call, resumed)
-    assert resumed.tokens == []
-    return caught.value
-
-
-async def begin(gateway: RunningGateway, worker: ScriptedWorker, request_id: str) -> tuple[Any, Any, Work]:
-    """A generation of three choices with a resume window, its first stream, and its worker."""
-    request = prompt(request_id=request_id)
-    request.spec.sampling.n = 3
-    call, received = await open_stream(gateway, request)
-    return call, received, await worker.take(received.generation_id)
 
 
 async def say_three_choices(work: Work) -> None:
@@ -287,122 +190,3 @@ async def has_one_reader(broker: Broker, generation_id: str) -> bool:
     """And nobody who polls."""
     readers, pollers = [await names(broker, generation_id, which) for which in ("readers", "pollers")]
     return (len(readers), len(pollers)) == (1, 0)
-
-
-async def test_a_wrong_chain_is_data_loss(
-    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
-) -> None:
-    """At every position, live and finished: the reader was once given other tokens."""
-    call, first, work = await begin(gateway, worker, "wrong chain")
-    await work.say("a")
-    await work.say("b", "c")
-    live = [await attach_error(other, first.generation_id, position, 12345) for position in range(4)]
-    await work.finish()
-    await read_rest(call, first)
-    finished = [await attach_error(other, first.generation_id, position, 12345) for position in range(4)]
-
-    for error in live + finished:
-        assert error.code() is grpc.StatusCode.DATA_LOSS
-        assert details_of(error)[0].reason == "LOG_BEHIND"
-
-
-async def test_a_position_beyond_the_end(
-    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
-) -> None:
-    """OUT_OF_RANGE; with a chain, which only who was given those tokens can have, the log has lost them: DATA_LOSS."""
-    call, first, work = await begin(gateway, worker, "beyond")
-    await work.say("a", "b")
-    await work.finish()
-    await read_rest(call, first)
-    error = await attach_error(other, first.generation_id, 3)
-    lost = await attach_error(other, first.generation_id, 3, 12345)
-
-    assert error.code() is grpc.StatusCode.OUT_OF_RANGE
-    assert error.details() == "position 3 is beyond the log, which has 2 tokens"
-    assert details_of(error)[0].metadata["num_tokens"] == "2"
-    assert lost.code() is grpc.StatusCode.DATA_LOSS
-
-
-async def test_a_reader_ahead_of_a_running_log_waits_and_goes_on(
-    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
-) -> None:
-    """The worker appends again what a lost tail has taken; nothing comes twice."""
-    call, first, work = await begin(gateway, worker, "ahead")
-    await work.say("a", "b")
-    await read_until(call, first, 2)
-    reader, resumed = attaching(other, first.generation_id, 4)
-    assert (await reader.read()).HasField("accepted")
-    for text in "cdef":
-        await work.say(text)
-    await read_tokens(reader, resumed, 2)
-    await work.finish()
-    await read_all(reader, resumed)
-    call.cancel()
-
-    assert "".join(token.text for token in resumed.tokens) == "ef"
-
-
-async def test_a_reader_ahead_of_a_log_that_stands_still_is_told(
-    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
-) -> None:
-    """After `resume_wait_s`; the generation goes on for the others."""
-    call, first, work = await begin(gateway, worker, "stands still")
-    await work.say("a")
-    error = await attach_error(other, first.generation_id, 4)
-    lost = await attach_error(other, first.generation_id, 4, 12345)
-    await work.finish()
-    await read_rest(call, first)
-
-    assert error.code() is grpc.StatusCode.OUT_OF_RANGE
-    assert lost.code() is grpc.StatusCode.DATA_LOSS
-    assert first.text == "a"
-
-
-async def test_only_its_caller_attaches(other: RunningGateway, broker: Broker, raw: "redis.asyncio.Redis") -> None:
-    """Another caller's generation, an unknown id and no id at all look the same; nothing changes."""
-    call, first = await open_stream(other, prompt())
-    await raw.hset(keys.record(first.generation_id), "caller", "somebody else")
-    before = await raw.hgetall(keys.record(first.generation_id))
-    for generation_id in (first.generation_id, keys.new_generation_id(), "no id", ""):
-        error = await attach_error(other, generation_id)
-        assert error.code() is grpc.StatusCode.NOT_FOUND
-        assert details_of(error)[0].reason == "UNKNOWN_GENERATION"
-    assert await raw.hgetall(keys.record(first.generation_id)) == before
-    await raw.hset(keys.record(first.generation_id), "caller", "anonymous")
-    call.cancel()
-
-
-async def test_an_error_end_reaches_every_position(
-    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
-) -> None:
-    """What is there comes first, then the status that the first reader got."""
-    call, first, work = await begin(gateway, worker, "fails")
-    await work.say("a", "b")
-    await work.finish(EndReason.FAILED)
-    call.cancel()
-    for position in range(3):
-        reader, resumed = attaching(other, first.generation_id, position)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await read_all(reader, resumed)
-        assert details_of(caught.value)[0].reason == "GENERATION_FAILED"
-        assert [token.text for token in resumed.tokens] == ["a", "b"][position:]
-
-
-async def test_the_last_attached_reader_takes_the_generation_along(
-    gateway: RunningGateway, other: RunningGateway, worker: ScriptedWorker
-) -> None:
-    """An Attach that leaves counts as a stream that leaves."""
-    call, first = await open_stream(gateway, prompt())
-    work = await worker.take(first.generation_id)
-    reader, resumed = attaching(other, first.generation_id)
-    assert (await reader.read()).HasField("accepted")
-    call.cancel()
-    await work.say("a")
-    await read_tokens(reader, resumed, 1)
-    reader.cancel()
-
-    async def is_told() -> bool:
-        return (await work.say("x")).cancel
-
-    await until(is_told, what="the worker hears that nobody reads")
-    await work.finish(EndReason.CANCELLED)

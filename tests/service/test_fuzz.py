@@ -18,9 +18,9 @@ from llamaherd.v1 import common_pb2, generation_pb2
 from tests.redis_server import start_valkey
 from tests.service.bundles import PIECES, bundle
 from tests.service.conftest import LASTING, is_serving, short_folder
+from tests.service.error_details import details_of
 from tests.service.gateways import RunningGateway, open_stream, prompt, read_rest, running_gateway
 from tests.service.scripted_worker import scripted_worker
-from tests.service.test_status import details_of
 from tests.until import until
 
 EXPECTED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}

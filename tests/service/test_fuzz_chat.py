@@ -24,10 +24,10 @@ from llamaherd.v1 import chat_pb2, chat_pb2_grpc, common_pb2, generation_pb2
 from tests.redis_server import start_valkey
 from tests.service.bundles import bundle
 from tests.service.conftest import LASTING, is_serving, short_folder
+from tests.service.error_details import details_of
 from tests.service.gateways import RunningGateway, answer_of, prompt, running_gateway
 from tests.service.scripted_worker import ScriptedWorker, scripted_worker
 from tests.service.test_fuzz import requests, sampling, stopping, texts
-from tests.service.test_status import details_of
 from tests.until import until
 
 CODE = grpc.StatusCode

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from llamaherd.v1 import common_pb2, model_pb2
 from service.model_servicer import MAX_DETOKENIZED_IDS, MAX_TOKENIZED_BYTES
 from tests.service.bundles import PIECES
+from tests.service.error_details import details_of
 from tests.service.gateways import RunningGateway, answer_of
 from tests.service.test_model_service import specs
-from tests.service.test_status import details_of
 
 METHODS = model_pb2.DESCRIPTOR.services_by_name["ModelService"].methods_by_name.keys()
 ROLE_9: Any = common_pb2.ChatMessage(role=9, content="x")  # type: ignore[arg-type]  # no role of ours

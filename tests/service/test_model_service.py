@@ -23,9 +23,9 @@ from service.tokenizer import PromptTokenizer
 from tests.redis_server import start_valkey
 from tests.service.bundles import CONTEXT, PIECES, bundle
 from tests.service.conftest import short_folder
+from tests.service.error_details import details_of
 from tests.service.gateways import RunningGateway, answer_of, prompt, running_gateway
 from tests.service.scripted_worker import scripted_worker
-from tests.service.test_status import details_of
 from tests.service.test_tokenizer import TEXTS
 from tests.tokenizer_models import train_llama2_like
 from tests.until import until

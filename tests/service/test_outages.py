@@ -13,9 +13,9 @@ from contract.messages import ChoiceEnd, EndReason
 from tests.redis_server import RunningServer, start_valkey
 from tests.service.bundles import bundle
 from tests.service.conftest import is_serving, short_folder
+from tests.service.error_details import details_of
 from tests.service.gateways import RunningGateway, error_of, open_stream, prompt, read_rest, read_until, running_gateway
 from tests.service.scripted_worker import ScriptedWorker, scripted_worker
-from tests.service.test_status import details_of
 from tests.until import until
 
 

@@ -22,9 +22,9 @@ from service.validate import Call
 from tests.contract.rig import make_job
 from tests.redis_server import RunningServer
 from tests.service.bundles import bundle
+from tests.service.error_details import details_of
 from tests.service.gateways import RunningGateway, error_of, open_stream, prompt, running_gateway
 from tests.service.scripted_worker import ScriptedWorker, scripted_worker
-from tests.service.test_status import details_of
 from tests.until import until
 
 

@@ -14,6 +14,7 @@ from llamaherd.v1 import chat_pb2, chat_pb2_grpc, generation_pb2
 from service import metrics
 from tests.redis_server import RunningServer
 from tests.service.conftest import is_serving
+from tests.service.error_details import details_of
 from tests.service.gateways import (
     Received,
     RunningGateway,
@@ -27,7 +28,6 @@ from tests.service.gateways import (
 from tests.service.narrow import has_room, narrow_channel, say_much
 from tests.service.scripted_worker import ScriptedWorker
 from tests.service.talks import SETUP, next_work, rest_of
-from tests.service.test_status import details_of
 from tests.until import until
 
 

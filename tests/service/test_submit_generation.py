@@ -10,13 +10,11 @@ from contract import keys
 from contract.broker import Broker
 from contract.messages import EndReason
 from llamaherd.v1 import common_pb2, generation_pb2
+from tests.service.error_details import details_of
 from tests.service.gateways import RunningGateway, open_stream, prompt
+from tests.service.resumed import attach
 from tests.service.scripted_worker import ScriptedWorker
-from tests.service.test_attach import attach, other
-from tests.service.test_status import details_of
 from tests.until import until
-
-__all__ = ["other"]
 
 
 def submission(request_id: str | None = None, **spec: Any) -> generation_pb2.SubmitGenerationRequest:

@@ -12,8 +12,8 @@ from service.knobs import MAX_STOP_STRING_BYTES
 from service.prompts import MAX_REQUEST_BYTES
 from service.tokenizer import PromptTokenizer
 from tests.service.bundles import CONTEXT, PIECES
+from tests.service.error_details import details_of
 from tests.service.gateways import RunningGateway, error_of, open_stream, prompt
-from tests.service.test_status import details_of
 
 Spec = common_pb2.GenerationSpec
 VOCABULARY = len(PIECES)

@@ -18,7 +18,7 @@ from contract.lifetime import spawn
 from herd.up import DEMO_MODEL
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from tests.herd_process import HerdProcess, herd_up
-from tests.service.test_status import details_of
+from tests.service.error_details import details_of
 from tests.story.conftest import assert_no_lasting_keys
 from tests.story.test_one_answer import herd
 from tests.tiny_llama import write_tiny_llama
