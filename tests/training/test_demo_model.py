@@ -17,6 +17,7 @@ from training.evaluate import answer_all, draw_cases, generate, load_model, scor
 from training.finetune_qlora import ADAPTER_DIR, grade
 from training.tokenizer import MODEL_DIR
 from worker.chat_template import read_chat_format
+from worker.sentencepiece_file import PieceType, read_sentencepiece_file
 
 SKILLS = (
     "identity", "unknown", "explain", "capital", "country of", "count up", "count down", "sort numbers", "spell",
@@ -55,9 +56,27 @@ def test_the_shape_suits_the_kernels() -> None:
     config = json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))
     for key in ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings"):
         assert config[key] % 64 == 0
+    assert config["max_position_embeddings"] >= 1024
     generation = json.loads((MODEL_DIR / "generation_config.json").read_text(encoding="utf-8"))
     assert generation["do_sample"] is False
     assert (generation["bos_token_id"], generation["eos_token_id"]) == (BOS_ID, EOS_ID)
+
+
+def test_its_tokenizer_is_made_as_llama_2s() -> None:
+    """No normalization, a dummy prefix, spaces kept as they are, every byte a piece, digits one by one, ids 0, 1, 2."""
+    file = read_sentencepiece_file(MODEL_DIR / "tokenizer.model")
+    kinds = [piece.type for piece in file.pieces]
+
+    assert (file.is_bpe, file.has_character_map) == (True, False)
+    assert (file.adds_dummy_prefix, file.removes_extra_whitespaces, file.escapes_whitespaces) == (True, False, True)
+    assert [(piece.text, piece.type) for piece in file.pieces[:3]] == [
+        ("<unk>", PieceType.UNKNOWN),
+        ("<s>", PieceType.CONTROL),
+        ("</s>", PieceType.CONTROL),
+    ]
+    assert [piece.text for piece in file.pieces[3:259]] == [f"<0x{byte:02X}>" for byte in range(256)]
+    assert kinds[3:] == [PieceType.BYTE] * 256 + [PieceType.NORMAL] * (len(kinds) - 259)
+    assert [piece.text for piece in file.pieces[259:] if re.search(r"\d", piece.text) and len(piece.text) > 1] == []
 
 
 def test_its_chat_template_is_the_reference_format() -> None:
