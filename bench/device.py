@@ -80,7 +80,8 @@ class Clocks:
 
     def __enter__(self) -> Self:
         if self._device.type == "cuda" and shutil.which("nvidia-smi"):
-            gpu = f"--id=GPU-{torch.cuda.get_device_properties(self._device).uuid}"
+            uuid = str(torch.cuda.get_device_properties(self._device).uuid)
+            gpu = f"--id=GPU-{uuid.removeprefix('GPU-')}"
             query = f"--query-gpu={','.join([*FIELDS, REASONS])}"
             command = ["nvidia-smi", gpu, query, "--format=csv,noheader,nounits", f"--loop-ms={SAMPLE_MS}"]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -104,11 +105,12 @@ class Clocks:
     def _read(self) -> None:
         assert self._process
         assert self._process.stdout
-        self._lines += (line.strip() for line in self._process.stdout)
+        for line in self._process.stdout:
+            self._lines.append(line.strip())
 
     def _wait_for_first(self) -> None:
         """nvidia-smi takes a moment to begin; what is measured must not be over by then."""
-        end_s = time.monotonic() + 5
+        end_s = time.monotonic() + 2
         while not self._lines and time.monotonic() < end_s and self._reader and self._reader.is_alive():
             time.sleep(0.005)
 

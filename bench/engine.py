@@ -191,7 +191,10 @@ def main() -> None:
     cases = cases_of(options.prompts, options.batches)
     for shape in options.shapes:
         for name in options.quantization:
-            bench(Plan(shape, Quantization(name), options.kernels, options.new, cases, device, bandwidth), report)
+            try:
+                bench(Plan(shape, Quantization(name), options.kernels, options.new, cases, device, bandwidth), report)
+            except torch.OutOfMemoryError as error:  # the next model may fit
+                report.note(f"{shape} {name}: {error}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Row = Mapping[str, object]
 
@@ -53,6 +56,22 @@ class Report:
         partial = self._out.with_suffix(".partial")
         partial.write_text(json.dumps(self._found | self._tables, indent=1) + "\n")
         partial.replace(self._out)
+
+
+def rows_of(command: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The JSON lines that a process prints, as they come; what else it says is passed on.
+
+    Raises RuntimeError if it fails.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield json.loads(line)
+            else:
+                print(line, end="", file=sys.stderr)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
 
 
 def _line(cells: list[str]) -> str:

@@ -30,7 +30,7 @@ from pathlib import Path
 import grpc
 
 from bench.load import measure, random_prompt, rounds_of
-from bench.report import Report, Row
+from bench.report import Report, Row, rows_of
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 POLL_S = 0.02
@@ -106,12 +106,7 @@ def engine_alone(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
     command += map(str, options.streams)
     for name in ("rounds", "prompt", "new", "vocabulary", "kv_cache_bytes"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        for line in process.stdout:
-            yield json.loads(line)
-    if process.returncode:
-        raise RuntimeError(f"bench.alone ended with {process.returncode}")
+    return rows_of(command)
 
 
 def serve(folder: Path, options: argparse.Namespace, report: Report) -> None:
@@ -180,8 +175,14 @@ def main() -> None:
     add("--out", type=Path, required=True, help="JSON; the tables go beside it, as Markdown")
     options = parser.parse_args()
     report = Report(options.out, **facts())
+    failed = False
     for folder in options.folders:
-        serve(folder, options, report)
+        try:
+            serve(folder, options, report)
+        except RuntimeError as error:  # the next folder may do better
+            report.note(f"{folder}: {error}")
+            failed = True
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

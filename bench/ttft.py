@@ -16,7 +16,6 @@ import argparse
 import gc
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.device import Clocks, choose_device, device_name, synchronize
 from bench.make_model import SHAPES
 from bench.models import config_of, log_to_stderr, make_engine, make_model, request
-from bench.report import Report
+from bench.report import Report, rows_of
 from worker.engine.config import Quantization
 from worker.engine.engine import Engine, EngineSettings
 from worker.engine.kernels.attention import BLOCK_SIZE
@@ -65,10 +64,11 @@ class First:
 def first_token(engine: Engine, device: torch.device, number: int, prompt: int) -> First:
     """Ask for one token and wait for it."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]
+    asked = request(number, prompt, 1)
     begun = time.perf_counter()
     for mark in marks[:1]:
         mark.record()
-    engine.add(request(number, prompt, 1))
+    engine.add(asked)
     events = engine.step()
     queued = time.perf_counter()
     for mark in marks[1:]:
@@ -217,13 +217,11 @@ def main() -> None:
         command = [sys.executable, "-m", "bench.ttft", "--quantization", quantization]
         for name in ("shape", "prompt", "repeats", "load", "rest", "device"):
             command += [f"--{name}", str(getattr(options, name))]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout
-            for line in process.stdout:
-                told = json.loads(line)
+        try:
+            for told in rows_of(command):
                 report.row(told["table"], {"process": number, **told["row"]})
-        if process.returncode:
-            report.note(f"process {number} ({quantization}) ended with {process.returncode}")
+        except RuntimeError as error:  # the next one may do better
+            report.note(str(error))
 
 
 if __name__ == "__main__":

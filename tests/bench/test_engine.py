@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bench.device import Clocks, choose_device, copy_bandwidth, summary_of
 from bench.engine import Plan, bench, cases_of, num_blocks
 from bench.make_model import VOCABULARY, write_folder
 from bench.models import config_of, free_blocks, make_model, weight_bytes
-from bench.report import Report
+from bench.report import Report, rows_of
 from bench.soundness import churn
 from bench.ttft import by_phase, moments
 from tests.engine.fake_model import VOCAB_SIZE, FakeModel, byte_fallback_pieces
@@ -41,6 +42,16 @@ def test_a_row_is_on_disk_as_soon_as_it_is_there(tmp_path: Path, capsys: pytest.
     assert markdown.count("| tokens per s | share | none |\n|---|---|---|\n") == 2
     assert "| 1,234 | 50.0% | - |\n| 0.25 | 100.0% | 3 |\n\na word\n" in markdown
     assert capsys.readouterr().out == markdown
+
+
+def test_rows_of_a_process_are_told_as_they_come(capfd: pytest.CaptureFixture[str]) -> None:
+    """What is no row goes by; a process that fails has told what it had."""
+    script = "import sys; print('a word'); print('{\"a\": 1}', flush=True); sys.exit(3)"
+    rows = rows_of([sys.executable, "-c", script])
+    assert next(rows) == {"a": 1}
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        next(rows)
+    assert capfd.readouterr().err == "a word\n"
 
 
 def test_clocks_are_medians_and_every_reason() -> None:

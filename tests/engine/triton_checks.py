@@ -43,9 +43,13 @@ def product_error(
     quantization: Quantization, shape: tuple[int, int], num_rows: int, num_multiprocessors: int, device: torch.device
 ) -> float:
     """Of a product, against float64 over what bitsandbytes itself dequantizes."""
-    generator = torch.Generator().manual_seed(num_rows)
-    weight, dense = stored(quantization, torch.randn(shape, generator=generator).half(), device)
-    x = torch.randn(num_rows, shape[1], generator=generator).half().to(device)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(num_rows)).half()
+    return error_of_product(*stored(quantization, values, device), num_rows, num_multiprocessors)
+
+
+def error_of_product(weight: Int8Weight | Nf4Weight, dense: Tensor, num_rows: int, num_multiprocessors: int) -> float:
+    """Of a product with a weight that bitsandbytes dequantizes to `dense`."""
+    x = torch.randn(num_rows, dense.shape[1], generator=torch.Generator().manual_seed(num_rows)).half().to(dense.device)
     with poisoned_memory():
         out = TritonProduct(weight, num_multiprocessors)(x)
     assert out.dtype == torch.float16

@@ -22,11 +22,11 @@ probe_device(cuda)
 try:
     torch.zeros(1, device=cuda)[torch.tensor([7], device=cuda)].item()
 except torch.AcceleratorError:
-    print("lost")
+    print("lost", flush=True)
 try:
     probe_device(cuda)
 except torch.AcceleratorError:
-    print("told")
+    print("told", flush=True)  # what follows may abort the process
 """
 
 

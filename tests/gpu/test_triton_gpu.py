@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.engine.triton_checks import CHECKS, MAX_PRODUCT_ERROR, QUANTIZED, product_error, small_config, stored
+from tests.engine.triton_checks import CHECKS, MAX_PRODUCT_ERROR, QUANTIZED, error_of_product, small_config, stored
 from worker.engine.config import KVFormat, Quantization
 from worker.engine.kernels.triton_attention import SPLIT, decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
@@ -43,14 +43,15 @@ def test_a_kernel_computes_what_it_should(name: str) -> None:
 def test_products_of_real_layers(quantization: Quantization, shape: tuple[int, int]) -> None:
     """Of 7B and 70B, at every size of a batch, split as the GPU wants it."""
     num_multiprocessors = torch.cuda.get_device_properties(CUDA).multi_processor_count
+    weight, dense = stored(quantization, torch.randn(shape, device=CUDA).half(), CUDA)
     for rows in (1, 2, 15, 16, 17, 32, 33, 64, 65, 128, MAX_ROWS):
-        assert product_error(quantization, shape, rows, num_multiprocessors, CUDA) < MAX_PRODUCT_ERROR, f"{rows} rows"
+        assert error_of_product(weight, dense, rows, num_multiprocessors) < MAX_PRODUCT_ERROR, f"{rows} rows"
 
 
 @pytest.mark.parametrize("quantization", QUANTIZED)
 def test_a_product_is_deterministic(quantization: Quantization) -> None:
     """The same bits from run to run, and for a row among others of the same tile."""
-    weight, _ = stored(quantization, torch.randn(4096, 4096).half(), CUDA)
+    weight, _ = stored(quantization, torch.randn(4096, 4096, device=CUDA).half(), CUDA)
     product = TritonProduct(weight, num_multiprocessors=108)
     assert product.num_splits > 1
     x = torch.randn(64, 4096, device=CUDA).half()
