@@ -18,8 +18,8 @@ from contract.connection import Client, ServerUnfit, answered
 from contract.dead import DeadLetters
 from contract.errors import Overloaded, QuotaExceeded, RequestIdReused, UnknownGeneration
 from contract.log_entries import parse_inbox_row, parse_log_entry
-from contract.log_pages import LogPage, LogPlace, read_page
-from contract.messages import EndReason, Job, LogEntry, TokenRow, encode_choice_ends
+from contract.log_pages import LogPage, LogPlace, read_ending, read_page
+from contract.messages import Ending, EndReason, Job, LogEntry, TokenRow, encode_choice_ends
 from contract.outcomes import (
     Delivered,
     GatewayBeat,
@@ -213,6 +213,10 @@ class Broker:
     async def read_log_page(self, generation_id: str, place: LogPlace) -> LogPage:
         """The same by the page, for who takes it in step by step."""
         return await read_page(self._client, generation_id, place)
+
+    async def read_ending(self, generation_id: str) -> Ending | None:
+        """The log's end alone, if it has one."""
+        return await read_ending(self._client, generation_id)
 
     async def gateway_beat(self, gateway_id: str, fields: Mapping[str, str] | None = None) -> str:
         """Live on, keep the inbox, say what we do; the inbox' epoch.

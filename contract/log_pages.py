@@ -11,6 +11,7 @@ from contract.messages import Ending, LogEntry, TokenRow
 PAGE_BYTES = 256 * 1024  # about: a page has as many entries as the one before would have needed for so much
 FIRST_ENTRIES, MAX_ENTRIES = 16, 512  # on a page
 MAX_GROWTH = 4  # from page to page: entries of one log may differ
+_END_ID = f"{2**64 - 1}-{2**64 - 1}"  # MAX_ID of lib.lua
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +66,11 @@ async def read_page(client: Any, generation_id: str, place: LogPlace) -> LogPage
         return LogPage(wanted, None)
     num_bytes = sum(len(value) for _, fields in raw for value in fields.values())
     return LogPage(wanted, place.after(raw[-1][0].decode(), num_bytes))
+
+
+async def read_ending(client: Any, generation_id: str) -> Ending | None:
+    """The end of a log, without the rest of it. Raises MalformedMessage, BrokerDown."""
+    async with answered():
+        raw = await client.xrange(keys.log(generation_id), min=_END_ID, max=_END_ID)
+    ending = parse_log_entry(*raw[0]) if raw else None
+    return ending if isinstance(ending, Ending) else None

@@ -17,15 +17,15 @@ from contract.errors import (
     UnknownGeneration,
     UnknownSession,
 )
-from contract.messages import Ending, Job
+from contract.messages import Job
 from contract.trace import inject_context
-from llamaherd.v1 import chat_pb2, common_pb2, generation_pb2
+from llamaherd.v1 import chat_pb2, common_pb2
 from service import events
 from service.backoff import until_answered
 from service.chat_format import Message, Role
 from service.chat_history import FittedPrompt, fit_history, spec_of
 from service.models import Models
-from service.snapshot import snapshot_of
+from service.snapshot import text_of
 from service.validate import Call
 from telemetry import names
 
@@ -160,22 +160,22 @@ class ChatSession:
         if turn is None:
             return True
         try:
-            record = await self._broker.record(turn.generation_id, caller=self.caller)
+            await self._broker.record(turn.generation_id, caller=self.caller)
         except UnknownGeneration:
             if await self._broker.now_ms() < turn.begun_ms + SUBMIT_WITHIN_MS:
                 return False  # its gateway is about to queue it
             await self.forget(turn)  # it was never queued, or has expired
             return True
-        entries = await self._broker.read_log(turn.generation_id)
-        if not entries or not isinstance(entries[-1], Ending):
+        ending = await self._broker.read_ending(turn.generation_id)
+        if ending is None:
             return False
-        if not events.is_ok(entries[-1]):
+        if not events.is_ok(ending):
             await self.forget(turn)
             return True
         current = await self._broker.chat.join(self.handle, self.caller)  # an interrupt may have come meanwhile
         shown = current.open.shown if current is not None and current.open is not None else turn.shown
-        snapshot = snapshot_of(turn.generation_id, record, entries)
-        await self._broker.chat.end(self.handle, turn.number, _text_shown(snapshot.choices, shown))
+        said = await text_of(self._broker, turn.generation_id, shown)
+        await self._broker.chat.end(self.handle, turn.number, said)
         return True
 
     async def finish(self, turn: OpenTurn) -> None:
@@ -284,12 +284,3 @@ async def _cancel(broker: Broker, generation_id: str, caller: str) -> bool:
     except UnknownGeneration:
         return False
     return True
-
-
-def _text_shown(choices: Sequence[generation_pb2.CompletedChoice], shown: int | None) -> str:
-    """The text of the one choice, up to what the user had seen of it."""
-    if not choices:
-        return ""
-    if shown is None or shown >= len(choices[0].tokens):
-        return choices[0].text
-    return "".join(token.text for token in choices[0].tokens[:shown])

@@ -1,7 +1,7 @@
 """What every RPC has in common: parsing, a span, a log line, a deadline, and errors told as statuses.
 
 Handlers take a parsed message and raise ServeError. Streaming handlers get serialized messages across as they are, so
-that tokens are never encoded twice.
+that tokens are never encoded twice; a unary one may return what it has serialized.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ from service.context import Context
 from telemetry import names
 
 RawContext = grpc.aio.ServicerContext[Any, Any]
-Handler = Callable[[Any, Context], Awaitable[Message | None]]
+Answer = Message | bytes | None  # serialized already, as bytes; None of a stream
+Handler = Callable[[Any, Context], Awaitable[Answer]]
 
 log = structlog.get_logger(__name__)
 tracer = trace.get_tracer("llamaherd.service")
@@ -74,7 +75,7 @@ class _Rpc:
         """A unary call."""
         answer = await self._run(body, raw)
         assert answer is not None, f"{self._name} returned nothing"
-        return answer.SerializeToString()
+        return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
     async def stream(self, body: bytes, raw: RawContext) -> None:
         """A server-streaming call; the handler writes."""
@@ -84,15 +85,15 @@ class _Rpc:
         """A bidirectional call, for as long as both want: it has no span, but what happens on it has, in its trace."""
         context = Context(raw, self._write_timeout_s)
 
-        def call(outcome: _Outcome) -> Awaitable[Message | None]:
+        def call(outcome: _Outcome) -> Awaitable[Answer]:
             return self._handler(self._parse_each(bodies), context)
 
         await self._told(call, context, raw, has_span=False)
 
-    async def _run(self, body: bytes, raw: RawContext) -> Message | None:
+    async def _run(self, body: bytes, raw: RawContext) -> Answer:
         context = Context(raw, self._write_timeout_s)
 
-        def call(outcome: _Outcome) -> Awaitable[Message | None]:
+        def call(outcome: _Outcome) -> Awaitable[Answer]:
             request = self._parse(body)
             outcome.name_request(getattr(request, "request_id", ""))
             return self._handler(request, context)
@@ -101,12 +102,12 @@ class _Rpc:
 
     async def _told(
         self,
-        call: "Callable[[_Outcome], Awaitable[Message | None]]",
+        call: Callable[["_Outcome"], Awaitable[Answer]],
         context: Context,
         raw: RawContext,
         *,
         has_span: bool = True,
-    ) -> Message | None:
+    ) -> Answer:
         """The call's result. An error ends the RPC with its status, and is noted before that.
 
         A status may have to wait for its reader too: it goes behind the message that could not be written.
@@ -137,9 +138,7 @@ class _Ends(Exception):
         self.status = status
 
 
-async def _outcome_of(
-    call: "Callable[[_Outcome], Awaitable[Message | None]]", context: Context, outcome: "_Outcome"
-) -> Message | None:
+async def _outcome_of(call: Callable[["_Outcome"], Awaitable[Answer]], context: Context, outcome: "_Outcome") -> Answer:
     """What the call returns. Raises _Ends for every error but that of a write to a client that has gone."""
     try:
         return await context.bounded(call(outcome))

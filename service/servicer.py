@@ -6,19 +6,18 @@ from dataclasses import replace
 
 from contract import keys
 from contract.broker import Broker, State
-from contract.errors import FieldViolation, InvalidRequest, LogBehind, UnknownGeneration
-from contract.messages import CHAIN_START, Ending, EndReason
+from contract.errors import LogBehind, UnknownGeneration
+from contract.messages import CHAIN_START, EndReason
 from llamaherd.v1 import common_pb2, generation_pb2
 from service import events, spans
 from service.context import Context
 from service.cursor import Resume
 from service.follow import Followed, Follower
 from service.rpc import Handler
-from service.snapshot import STATES, choices_of, snapshot_of
+from service.snapshot import MAX_ANSWER_BYTES, STATES, Gathered, snapshot_of
 from service.validate import Call
 
 ANONYMOUS = "anonymous"  # every caller, until there are keys
-MAX_ANSWER_BYTES = 4 * 1024 * 1024  # of a whole generation at once: what clients of every language take by default
 
 
 class GenerationServicer:
@@ -64,42 +63,31 @@ class GenerationServicer:
         job = await self._follower.start(replace(_call_of(request, context), is_unread=True))
         return generation_pb2.SubmitGenerationResponse(accepted=events.accepted_of(job))
 
-    async def complete(
-        self, request: generation_pb2.CompleteRequest, context: Context
-    ) -> generation_pb2.CompleteResponse:
-        """Follow a generation to its end and answer with all of it."""
+    async def complete(self, request: generation_pb2.CompleteRequest, context: Context) -> bytes:
+        """Follow a generation to its end and answer with all of it: CompleteResponse."""
         spans.describe_operation(is_chat=request.spec.HasField("chat"), is_stream=False)
-        tokens: list[common_pb2.Token] = []
-        finishes: list[common_pb2.ChoiceFinished] = []
         call = replace(_call_of(request, context), max_answer_bytes=MAX_ANSWER_BYTES)
         async with self._follower.follow(call) as followed:
+            answer = generation_pb2.CompleteResponse(generation_id=followed.job.generation_id)
+            gathered = Gathered(answer, followed.job.num_choices, "spec")
             while not followed.is_finished:
                 for body in await followed.next_messages():
                     message = generation_pb2.GenerateResponse.FromString(body)
-                    tokens += message.tokens
+                    gathered.take(message.tokens, len(body) if message.tokens else 0)
                     if message.HasField("choice_finished"):
-                        finishes.append(message.choice_finished)
+                        gathered.finish(message.choice_finished)
             ending = followed.ending
             spans.describe_ending(ending, followed.job)
-            answer = generation_pb2.CompleteResponse(
-                generation_id=followed.job.generation_id,
-                choices=choices_of(followed.job.num_choices, tokens, finishes),
-                settings=events.settings_of(followed.job),
-                usage=events.usage_of(ending, followed.job),
-                timings=events.timings_of(ending.times),
-            )
-            _check_size(answer, "spec")
-            return answer
+            answer.settings.CopyFrom(events.settings_of(followed.job))
+            answer.usage.CopyFrom(events.usage_of(ending, followed.job))
+            answer.timings.CopyFrom(events.timings_of(ending.times))
+            return await gathered.pack()
 
-    async def get_generation(
-        self, request: generation_pb2.GetGenerationRequest, context: Context
-    ) -> generation_pb2.GetGenerationResponse:
-        """The record and the log as they stand."""
+    async def get_generation(self, request: generation_pb2.GetGenerationRequest, context: Context) -> bytes:
+        """The record and the log as they stand: GetGenerationResponse."""
         generation_id = _checked(request.generation_id)
         record = await self._broker.record(generation_id, caller=ANONYMOUS)
-        answer = snapshot_of(generation_id, record, await self._broker.read_log(generation_id))
-        _check_size(answer, "generation_id")
-        return answer
+        return await snapshot_of(self._broker, generation_id, record)
 
     async def cancel_generation(
         self, request: generation_pb2.CancelGenerationRequest, context: Context
@@ -117,9 +105,8 @@ class GenerationServicer:
 
     async def _earlier_end(self, generation_id: str) -> generation_pb2.CancelGenerationResponse:
         """It had ended before the cancel came."""
-        entries = await self._broker.read_log(generation_id)
-        ending = entries[-1] if entries else None
-        if not isinstance(ending, Ending):
+        ending = await self._broker.read_ending(generation_id)
+        if ending is None:
             raise UnknownGeneration(generation_id)  # expired between the two calls
         if not events.is_ok(ending):
             return generation_pb2.CancelGenerationResponse(state=generation_pb2.GENERATION_STATE_FAILED)
@@ -138,13 +125,6 @@ async def _write_all(followed: Followed, context: Context, started_s: float) -> 
             has_tokens = True
             spans.describe_first_token(time.monotonic() - started_s)
     spans.describe_ending(followed.ending, followed.job)
-
-
-def _check_size(answer: generation_pb2.CompleteResponse | generation_pb2.GetGenerationResponse, asked_by: str) -> None:
-    """Raises InvalidRequest for an answer that its client's gRPC would not take, and not say why."""
-    if (size := answer.ByteSize()) > MAX_ANSWER_BYTES:
-        text = f"has an answer of {size} bytes; one message takes {MAX_ANSWER_BYTES}. Attach streams generation"
-        raise InvalidRequest([FieldViolation(asked_by, f"{text} {answer.generation_id}")])
 
 
 def _call_of(

@@ -8,7 +8,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from llamaherd.v1 import common_pb2, generation_pb2
-from service.servicer import MAX_ANSWER_BYTES
+from service.snapshot import MAX_ANSWER_BYTES
 from tests.service.gateways import RunningGateway, open_stream
 from tests.service.scripted_worker import ScriptedWorker
 from tests.service.talks import detail
