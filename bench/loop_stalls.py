@@ -21,7 +21,7 @@ import grpc
 from bench.paced import MODEL, paced_bundle
 from contract import keys
 from contract.broker import Broker, StepRow, Taken, new_lease
-from contract.event_loop import new_event_loop
+from contract.event_loop import freeze_loaded, new_event_loop
 from contract.lifetime import spawn
 from contract.messages import CHAIN_START, JOB_LEVEL, ChoiceEnd, EndReason, LoggedToken, encode_tokens
 from herd.valkey import server_command
@@ -202,5 +202,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    freeze_loaded()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(main())

@@ -9,7 +9,7 @@ import structlog
 
 from contract import exit_status
 from contract.broker import ServerUnfit
-from contract.event_loop import new_event_loop
+from contract.event_loop import freeze_loaded, new_event_loop
 from service.gateway import serve
 from service.settings import GatewaySettings
 from telemetry.environment import WrongSettings, read
@@ -36,6 +36,7 @@ def main() -> int:
     except OSError as error:
         log.error("metrics cannot be served", host=settings.metrics_host, port=settings.metrics_port, error=str(error))
         return 1
+    freeze_loaded()
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_run(settings))

@@ -1,12 +1,12 @@
 """Loads what an engine process serves: the model with its engine, and the bundle that gateways need."""
 
 import dataclasses
-import gc
 
 import structlog
 import torch
 
 from contract.bundle import ChatFormat, ChatFormatKind
+from contract.event_loop import freeze_loaded
 from worker.bundle import build_bundle, token_pieces
 from worker.engine.config import KVFormat, LlamaConfig, Quantization
 from worker.engine.engine import Engine, EngineSettings
@@ -53,8 +53,7 @@ def load(settings: WorkerSettings, progress: Progress) -> Served:
         kv_format=KVFormat(settings.kv_cache_format),
     )
     log.info("model on device", device=str(device), quantization=progress.quantization, kernels=model.kernels)
-    gc.collect()
-    gc.freeze()  # a pass over all that was loaded would stop the engine for ten steps
+    freeze_loaded()  # a pass over all that was loaded would stop the engine for ten steps
     bounds = EngineSettings(
         settings.max_sequences, settings.max_step_tokens, settings.prefill_chunk, settings.deterministic
     )
