@@ -6,6 +6,7 @@
 * start: from nothing to the first token over gRPC, twice. Only the first one here may have kernels to compile.
 * service: a closed loop of N streams a worker (bench/load.py). `kept` is its share of the tokens/s that the engine
   makes of the same requests without the service (bench/alone.py); `added ms` is what it adds to the first token.
+  `cores` are CPU seconds a second, of the gateway, of Redis, and of the first engine process' event loop and engine.
 * with --workers 1 2, on a machine of two GPUs, once for each: `times` is tokens/s over those of the first.
 
 A worker has as many slots as the most streams asked for, so that full workers share the load evenly.
@@ -30,6 +31,7 @@ from pathlib import Path
 import grpc
 
 from bench.load import measure, random_prompt, rounds_of
+from bench.procfs import children, thread_cpu_s, usage
 from bench.report import Report, Row, rows_of
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
@@ -40,11 +42,19 @@ STOP_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Herd:
-    """A running one; `begun_s` is when its command was started, by time.monotonic()."""
+    """A running one; `begun_s` is when its command was started, by time.monotonic(). `pids`: its children by name."""
 
     address: str
     begun_s: float
     ready_s: float
+    pids: Mapping[str, int]
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds so far: gateway, Redis, the first engine process' event loop, and its other threads."""
+        engine = children(self.pids["worker-0"])[0]
+        threads = thread_cpu_s(engine)
+        processes = {"gateway": usage([self.pids["gateway"]]).cpu_s, "redis": usage([self.pids["valkey"]]).cpu_s}
+        return {**processes, "loop": threads.pop(engine), "engine": sum(threads.values())}
 
 
 @contextmanager
@@ -74,7 +84,8 @@ def herd_up(folder: Path, workers: int, options: argparse.Namespace) -> Iterator
                     if process.poll() is not None or time.monotonic() > begun_s + START_TIMEOUT_S:
                         raise RuntimeError(f"herd up did not start:\n{words.read_text()[-4000:]}")
                     time.sleep(POLL_S)
-                yield Herd(json.loads(ready.read_text())["address"], begun_s, time.monotonic() - begun_s)
+                told = json.loads(ready.read_text())
+                yield Herd(told["address"], begun_s, time.monotonic() - begun_s, told["pids"])
             finally:
                 process.send_signal(signal.SIGINT)
                 try:
@@ -132,13 +143,21 @@ def serve(folder: Path, options: argparse.Namespace, report: Report) -> None:
 
 def through(herd: Herd, workers: int, streams: int, alone: Row, options: argparse.Namespace) -> Row:
     """So many streams a worker through the service, against the engine alone."""
-    rounds = options.rounds or rounds_of(streams)
+    rounds, before = options.rounds or rounds_of(streams), herd.cpu_s()
     found = measure(
         herd.address, streams * workers, rounds, options.prompt, options.new, options.vocabulary, options.readers
     )
+    seconds = float(str(found["seconds"]))
+    cores = {f"{name}_cores": (after - before[name]) / seconds for name, after in herd.cpu_s().items()}
     rates = [float(str(each["tokens_per_s"])) for each in (found, alone)]
     firsts = [float(str(each["first_p50_ms"])) for each in (found, alone)]
-    return {"workers": workers, **found, "kept": rates[0] / (rates[1] * workers), "added_ms": firsts[0] - firsts[1]}
+    return {
+        "workers": workers,
+        **found,
+        "kept": rates[0] / (rates[1] * workers),
+        "added_ms": firsts[0] - firsts[1],
+        **cores,
+    }
 
 
 def gpu_memory() -> str:
