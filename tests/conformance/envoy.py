@@ -23,15 +23,20 @@ LOOPBACK = {"socket_address": {"address": "127.0.0.1", "port_value": 0}}
 
 @asynccontextmanager
 async def envoy(
-    pools: Mapping[str, Sequence[str]], folder: Path, *, tls: tuple[Path, Path] | None = None
+    pools: Mapping[str, Sequence[str]],
+    folder: Path,
+    *,
+    tls: tuple[Path, Path] | None = None,
+    ping_s: int | None = None,
 ) -> AsyncIterator[Mapping[str, str]]:
     """One process that listens once for each pool of gateways; its addresses, by the pools' names.
 
     Args:
         tls: files of a key and a certificate, which is the gateways' own.
+        ping_s: how often it pings gateways, and how long it waits for each answer.
     """
     path, admin, log = folder / "envoy.json", folder / "admin", folder / "envoy.log"
-    path.write_text(json.dumps(_config(pools, tls)))
+    path.write_text(json.dumps(_config(pools, tls, ping_s)))
     command = (
         ENVOY,
         "-c",
@@ -64,7 +69,7 @@ async def envoy(
         process.wait()
 
 
-def _config(pools: Mapping[str, Sequence[str]], tls: tuple[Path, Path] | None) -> Any:
+def _config(pools: Mapping[str, Sequence[str]], tls: tuple[Path, Path] | None, ping_s: int | None) -> Any:
     """What the compose files' Envoy is told, but for addresses and paths; listener and cluster once for each pool."""
     text = (CONFIG if tls is None else TLS_CONFIG).read_text()
     if tls is not None:
@@ -74,6 +79,10 @@ def _config(pools: Mapping[str, Sequence[str]], tls: tuple[Path, Path] | None) -
     config["admin"]["address"] = LOOPBACK
     resources = config["static_resources"]
     (listener,), (cluster,) = resources["listeners"], resources["clusters"]
+    if ping_s is not None:
+        (options,) = cluster["typed_extension_protocol_options"].values()
+        pings = options["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]
+        pings |= {"interval": f"{ping_s}s", "timeout": f"{ping_s}s"}
     resources["listeners"] = [_listener(listener, name) for name in pools]
     resources["clusters"] = [_cluster(cluster, name, addresses) for name, addresses in pools.items()]
     return config

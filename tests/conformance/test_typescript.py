@@ -26,6 +26,7 @@ NUM_TOKENS = 240
 STORY = {"temperature": 20, "top_k": 1000, "seed": 12, "max_new_tokens": NUM_TOKENS, "ignore_eos": True}
 TELL: dict[str, Any] = {"at": ["0", "1", "2"], "prompt": "Once upon a time", "knobs": STORY}
 LOST_AFTER = 20
+PING_MS = 1_000  # not 5 s, by default: Python's tests wait for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Secured:
     async def run(self, step: dict[str, Any], heard: Callable[[str], Awaitable[None]] | None = None) -> Observation:
         """One step, by Node's client."""
         gateways = {str(number): gateway.address for number, gateway in enumerate(self.gateways)}
-        (seen,) = await self.node.run({"gateways": gateways, "steps": [step]}, heard)
+        (seen,) = await self.node.run({"gateways": gateways, "steps": [step], "ping_ms": PING_MS}, heard)
         return seen
 
     async def run_web(self, step: dict[str, Any], heard: Callable[[str], Awaitable[None]] | None = None) -> Observation:
@@ -69,7 +70,7 @@ async def secured(
     key, cert = make_certificate(folder)
     async with gateway_processes(herd_up.redis_url, 3, folder, tls=(key, cert)) as gateways:
         pool = {"all": [gateway.address for gateway in gateways]}
-        async with envoy(pool, folder, tls=(key, cert)) as addresses:
+        async with envoy(pool, folder, tls=(key, cert), ping_s=PING_MS // 1000) as addresses:
             yield Secured(
                 gateways,
                 addresses["all"].replace("127.0.0.1", "localhost"),
@@ -145,6 +146,20 @@ async def test_the_key_goes_with_every_call(node: tuple[str, ...], programs: Cal
 
     assert (first["texts"], rest["texts"]) == (["abcdef"], ["def"])
     assert [metadata["authorization"] for metadata in gateway.metadata] == ["Bearer secret"] * 2
+
+
+@pytest.mark.parametrize(("is_secured", "num_calls"), [(False, 2), (True, 1)])
+async def test_a_gateway_that_takes_connections_and_says_nothing(
+    secured: Secured, node: tuple[str, ...], programs: Callable[..., Program], is_secured: bool, num_calls: int
+) -> None:
+    """Frozen before it is connected to: noticed long before the deadline, and the program outlives the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        step = {"do": "complete", "at": ["silent"], "prompt": "x", "patience_s": 0}
+        gateways = {"silent": f"localhost:{silent.getsockname()[1]}"}
+        program = secured.node if is_secured else programs(*node)
+        seen = await program.run({"gateways": gateways, "steps": [step] * num_calls, "ping_ms": 100})
+
+    assert [each["error"]["kind"] for each in seen] == ["ConnectionBroken"] * num_calls
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])

@@ -30,6 +30,7 @@ export interface Scenario {
   readonly gateways: Readonly<Record<string, string>>;
   readonly steps: readonly Step[];
   readonly api_key?: string;
+  readonly ping_ms?: number; // how soon Node's client pings, and how long it waits
 }
 
 /** What was seen of one step. */
@@ -49,6 +50,8 @@ export interface Observation {
 /** How a client is told to behave, wherever it runs. */
 export interface Behaviour extends Patience {
   readonly apiKey?: string;
+  readonly pingIntervalMs?: number;
+  readonly pingTimeoutMs?: number;
 }
 
 /** A client of these gateways. */
@@ -76,9 +79,10 @@ class Runner implements AsyncDisposable {
 
   async run(step: Step): Promise<Observation> {
     const seen: Observation = { texts: [], ids: [], positions: [], num_silent: 0, reasons: [], stop_strings: [] };
-    const { gateways, api_key: apiKey } = this.scenario;
+    const { gateways, api_key: apiKey, ping_ms: pingMs } = this.scenario;
     const addresses = (step.at ?? ["one", "two"]).map((name) => gateways[name] ?? name);
-    const client = this.dial(addresses, { patienceMs: 1e3 * (step.patience_s ?? 60), apiKey });
+    const pings = { pingIntervalMs: pingMs, pingTimeoutMs: pingMs };
+    const client = this.dial(addresses, { patienceMs: 1e3 * (step.patience_s ?? 60), apiKey, ...pings });
     this.#clients.push(client);
     try {
       await this.#act(client, step, seen);

@@ -1,19 +1,23 @@
 /** The client for Node: gRPC over HTTP/2, straight to the gateways. */
-import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { createGrpcTransport } from "@connectrpc/connect-node";
 import type { SecureClientSessionOptions } from "node:http2";
 
 import { HerdClient, type Patience } from "./client.js";
 import { keyed, type Link } from "./gateway.js";
-
-// A gateway that is frozen still has its connection; only an unanswered ping tells, within the sum of these two.
-const PING_INTERVAL_MS = 5_000; // a gateway allows a ping every 4 s and ends the connection of who asks more often
-const PING_TIMEOUT_MS = 5_000;
+import { Sessions } from "./sessions.js";
 
 /** How a client speaks to its gateways, and how long it tries. */
 export interface ClientOptions extends Patience {
   /** True trusts the system's authorities; or Node's own TLS options (`ca`, `cert`, `key`, `servername`). */
   readonly tls?: boolean | SecureClientSessionOptions;
   readonly apiKey?: string;
+  /**
+   * A gateway that is frozen still has its connection; only an unanswered ping tells, sent when a stream has been silent for
+   * so long; default: 5,000. A gateway allows a ping every 4 s, and ends the connection of who asks more often.
+   */
+  readonly pingIntervalMs?: number;
+  /** How long a gateway may take to answer it; default: 5,000. */
+  readonly pingTimeoutMs?: number;
 }
 
 /** Reaches a herd by the addresses of its gateways. Every method throws HerdError. */
@@ -27,10 +31,11 @@ export class Client extends HerdClient {
   }
 }
 
-function overHttp2(address: string, { tls = false, apiKey }: ClientOptions): Link {
+function overHttp2(address: string, options: ClientOptions): Link {
+  const { tls = false, apiKey, pingIntervalMs = 5_000, pingTimeoutMs = 5_000 } = options;
   const baseUrl = `${tls ? "https" : "http"}://${address}`;
-  const pings = { pingIntervalMs: PING_INTERVAL_MS, pingTimeoutMs: PING_TIMEOUT_MS };
-  const sessionManager = new Http2SessionManager(baseUrl, pings, typeof tls === "object" ? tls : undefined);
+  const pings = { pingIntervalMs, pingTimeoutMs };
+  const sessionManager = new Sessions(baseUrl, pings, typeof tls === "object" ? tls : undefined);
   return {
     transport: createGrpcTransport({ baseUrl, sessionManager, interceptors: keyed(apiKey) }),
     close: () => sessionManager.abort(),
