@@ -14,7 +14,7 @@ from tests.conformance.runners import Program
 from tests.herd_process import ROOT, HerdProcess
 
 FOLDER = ROOT / "clients" / "go"
-NUM_TOKENS = 240
+NUM_TOKENS = 120
 STORY = {"temperature": 20, "top_k": 1000, "seed": 12, "max_new_tokens": NUM_TOKENS, "ignore_eos": True}
 TELL: dict[str, Any] = {"at": ["0", "1"], "prompt": "Once upon a time", "knobs": STORY}
 LOST_AFTER = 20
