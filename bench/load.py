@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 import grpc
 import uvloop
 
+from contract.lifetime import bound
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 STREAMS_PER_CHANNEL = 16
@@ -121,7 +122,7 @@ def measure(
         arguments |= {"vocabulary": vocabulary, "seed": number}
         command = [sys.executable, "-m", "bench.load", "--reader"]
         command += [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-        readers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        readers.append(subprocess.Popen(bound(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     for reader in readers:
         assert reader.stdout
         if reader.stdout.readline() != "ready\n":

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from contract.lifetime import bound
+
 Row = Mapping[str, object]
 
 
@@ -59,11 +61,11 @@ class Report:
 
 
 def rows_of(command: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The JSON lines that a process prints, as they come; what else it says is passed on.
+    """The JSON lines that a process prints, as they come; what else it says is passed on. It ends with this one.
 
     Raises RuntimeError if it fails.
     """
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(bound(command), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("{"):

@@ -33,6 +33,7 @@ import grpc
 from bench.load import measure, random_prompt, rounds_of
 from bench.procfs import children, thread_cpu_s, usage
 from bench.report import Report, Row, rows_of
+from contract.lifetime import bound
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 POLL_S = 0.02
@@ -64,21 +65,14 @@ def herd_up(folder: Path, workers: int, options: argparse.Namespace) -> Iterator
     settings |= {"HERD_WORKER_KV_CACHE_BYTES": str(options.kv_cache_bytes)} if options.kv_cache_bytes else {}
     with tempfile.TemporaryDirectory(prefix="herd-bench-") as work:
         ready, words = Path(work) / "ready.json", Path(work) / "words.log"
-        command = [
-            sys.executable,
-            "-m",
-            "herd",
-            "up",
-            "--model",
-            str(folder),
-            "--port",
-            "0",
-            "--device",
-            options.device,
-        ]
-        command += ["--workers", str(workers), "--ready-file", str(ready), "--verbose"]
+        flags = {"model": folder, "workers": workers, "port": 0, "device": options.device, "ready-file": ready}
+        command = [sys.executable, "-m", "herd", "up", "--verbose"]
+        command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
         begun_s = time.monotonic()
-        with words.open("w") as log, subprocess.Popen(command, env={**os.environ, **settings}, stderr=log) as process:
+        with (
+            words.open("w") as log,
+            subprocess.Popen(bound(command), env={**os.environ, **settings}, stderr=log) as process,
+        ):
             try:
                 while not ready.exists():
                     if process.poll() is not None or time.monotonic() > begun_s + START_TIMEOUT_S:
