@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bench.device import Clocks, choose_device, copy_bandwidth, summary_of
 from bench.engine import Plan, bench, cases_of, num_blocks
 from bench.make_model import VOCABULARY, write_folder
 from bench.models import config_of, free_blocks, make_model, weight_bytes
+from bench.peers import by_transformers, decode_rate
 from bench.report import Report, rows_of
 from bench.soundness import churn
 from bench.ttft import by_phase, moments
@@ -141,6 +143,12 @@ def test_a_folder_is_written_quantized(name: str, tmp_path: Path) -> None:
     logits = model.forward([SequenceSlice([5, 6, 7], 0, [0], True)])
     assert logits.shape == (1, VOCABULARY)
     assert logits.isfinite().all()
+
+
+def test_transformers_runs_such_a_folder(tmp_path: Path) -> None:
+    """So it is one, and the peer is measured."""
+    write_folder("tiny", tmp_path / "tiny", "nf4")
+    assert math.isfinite(decode_rate(by_transformers(tmp_path / "tiny", CPU), batch=1, new=4, device=CPU))
 
 
 def test_bytes_of_weights_are_those_that_are_stored() -> None:
