@@ -19,7 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from contract import exit_status
 from contract.broker import Broker
 from contract.lifetime import die_with_parent
-from llamaherd.v1 import generation_pb2_grpc
+from herd.machine import reserved_port
+from llamaherd.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 from service.settings import GatewaySettings
 from telemetry import names
 from tests.herd_process import ROOT
@@ -66,13 +67,13 @@ def environment(**variables: str) -> dict[str, str]:
 
 @contextmanager
 def gateway_process(redis_url: str, log: Path, env: Mapping[str, str]) -> Iterator[Process]:
-    """`python -m service` on a free port."""
+    """`python -m service`, on a free port unless `env` names one."""
     settings = {"HERD_GATEWAY_REDIS_URL": redis_url, "HERD_GATEWAY_PORT": "0"}
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [sys.executable, "-m", "service"],
             cwd=ROOT,
-            env=environment(**settings, **env),
+            env=environment(**{**settings, **env}),
             stderr=sink,
             preexec_fn=die_with_parent,
         )
@@ -282,3 +283,27 @@ raise SystemExit(gateway.main())
     told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     num_frozen, num_left = map(int, told.split())
     assert num_frozen > 20 * num_left
+
+
+async def test_gateways_share_a_port(tmp_path: Path, valkey: RunningServer) -> None:
+    """The kernel deals connections out to all of them; when one is gone, the others get every connection."""
+    with reserved_port("127.0.0.1", 0) as port:
+        env = {"HERD_GATEWAY_PORT": str(port)}
+        with (
+            gateway_process(valkey.url, tmp_path / "one", env) as one,
+            gateway_process(valkey.url, tmp_path / "two", env) as two,
+        ):
+            for each in (one, two):
+                assert (await each.wait_for("gateway listens"))["port"] == port
+
+            async def is_answered() -> bool:
+                options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+                    await model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest(), timeout=20)
+                return all(any(line["event"] == "rpc ended" for line in each.events()) for each in (one, two))
+
+            await until(is_answered, what="both have answered")
+            one.process.kill()
+            one.process.wait()
+            for _ in range(8):
+                assert await is_answered()
