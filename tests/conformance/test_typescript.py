@@ -155,7 +155,7 @@ async def test_a_gateway_that_takes_connections_and_says_nothing(
     """Frozen before it is connected to: noticed long before the deadline, and the program outlives the connection."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         step = {"do": "complete", "at": ["silent"], "prompt": "x", "patience_s": 0}
-        gateways = {"silent": f"localhost:{silent.getsockname()[1]}"}
+        gateways = {"silent": f"127.0.0.1:{silent.getsockname()[1]}"}
         program = secured.node if is_secured else programs(*node)
         seen = await program.run({"gateways": gateways, "steps": [step] * num_calls, "ping_ms": 100})
 
