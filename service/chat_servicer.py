@@ -22,16 +22,25 @@ class ChatServicer:
     """The RPCs.
 
     Args:
+        setup_timeout_s: how long the setup of a chat stream may take to come.
         drain_timeout_s: how long streams may go on once this gateway drains.
     """
 
     def __init__(
-        self, broker: Broker, models: Models, follower: Follower, admission: Admission, *, drain_timeout_s: float
+        self,
+        broker: Broker,
+        models: Models,
+        follower: Follower,
+        admission: Admission,
+        *,
+        setup_timeout_s: float,
+        drain_timeout_s: float,
     ) -> None:
         self._broker = broker
         self._models = models
         self._follower = follower
         self._admission = admission
+        self._setup_timeout_s = setup_timeout_s
         self._drain_timeout_s = drain_timeout_s
 
     @property
@@ -47,8 +56,8 @@ class ChatServicer:
 
     async def chat(self, requests: AsyncIterator[chat_pb2.ChatRequest], context: Context) -> None:
         """A conversation on one stream."""
+        setup = await first_message(requests, self._setup_timeout_s)
         with self._admission.enter():
-            setup = await first_message(requests)
             session = await self._join(setup, setup.resumption_handle)
             stream = ChatStream(context, session, self._follower, self._admission, self._drain_timeout_s)
             await stream.run(requests, resume_of(setup))

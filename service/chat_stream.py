@@ -28,7 +28,6 @@ from service.cursor import Resume
 from service.follow import Follower
 from service.status import to_rich_status
 
-SETUP_TIMEOUT_S = 30.0
 _ENDS_STREAM = (Draining, SessionTaken, UnknownSession)  # nothing more can be said here
 
 log = structlog.get_logger(__name__)
@@ -152,9 +151,9 @@ class ChatStream:
             await self._context.write(body)
 
 
-async def first_message(requests: AsyncIterator[chat_pb2.ChatRequest]) -> chat_pb2.ChatSetup:
+async def first_message(requests: AsyncIterator[chat_pb2.ChatRequest], timeout_s: float) -> chat_pb2.ChatSetup:
     """The setup. Raises InvalidRequest, DeadlinePassed."""
-    timeout = asyncio.timeout(SETUP_TIMEOUT_S)
+    timeout = asyncio.timeout(timeout_s)
     try:
         async with timeout:
             request = await anext(requests)

@@ -26,17 +26,16 @@ from service.metrics import HerdView
 from service.model_servicer import ModelServicer
 from service.models import Models
 from service.owned import OwnedCalls
-from service.prompts import MAX_REQUEST_BYTES
 from service.queues import Queues
 from service.relay import Relay
 from service.rpc import method_handlers
+from service.server import bind, new_server
 from service.servicer import GenerationServicer
 from service.settings import GatewaySettings
 from service.submit import Bounds, Submitter
 from service.waiting import Waiting
 from telemetry.redis_watch import RedisWatch
 
-MAX_RECEIVE_BYTES = MAX_REQUEST_BYTES + 64 * 1024  # so that a request a little too large gets an answer of ours
 END_GRACE_S = 0.5  # for statuses of ended streams to leave
 FLUSH_TIMEOUT_S = 3.0
 
@@ -44,17 +43,6 @@ GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
 CHAT = chat_pb2.DESCRIPTOR.services_by_name["ChatService"]
 SERVICES: tuple[ServiceDescriptor, ...] = (GENERATION, CHAT, MODEL)
-
-SERVER_OPTIONS = (
-    ("grpc.so_reuseport", 1),  # several gateways may share a port, and `herd up` reserves it so
-    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
-    ("grpc.max_send_message_length", -1),  # whole generations are bounded; Tokenize says how long its answers are
-    ("grpc.keepalive_time_ms", 20_000),  # a client whose host has gone is noticed within half a minute
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # what really ends the connection (grpcio 1.85); a minute by default
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 4_000),  # clients may ping as often: ours do every 5 s
-)
 
 log = structlog.get_logger(__name__)
 
@@ -96,8 +84,8 @@ class Gateway:
 
     async def run(self, stop: asyncio.Event, on_listening: Callable[[int], None]) -> None:
         """Serve, then drain. The relay's tasks outlive the streams, and the leaver outlives all."""
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        port = _bind(server, self._settings)
+        server = new_server(self._settings)
+        port = bind(server, self._settings)
         self._relay.describe = partial(self._describe, port)
         await until_answered(self._relay.beat_once)  # makes the inbox: before it is there, rows go nowhere
         await self._models.first_look()
@@ -188,7 +176,12 @@ class Gateway:
             max_log_bytes=self._settings.max_log_bytes,
         )
         chat = ChatServicer(
-            self._broker, self._models, follower, self._admission, drain_timeout_s=self._settings.drain_timeout_s
+            self._broker,
+            self._models,
+            follower,
+            self._admission,
+            setup_timeout_s=self._settings.request_timeout_s,
+            drain_timeout_s=self._settings.drain_timeout_s,
         )
         for service, servicer in (
             (GENERATION, GenerationServicer(self._broker, follower)),
@@ -200,14 +193,6 @@ class Gateway:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz.add_channelz_servicer(server)
         reflection.enable_server_reflection(_reflected(), server)
-
-
-def _bind(server: grpc.aio.Server, settings: GatewaySettings) -> int:
-    """The bound port."""
-    if settings.tls_cert is None or settings.tls_key is None:
-        return server.add_insecure_port(settings.address)
-    pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-    return server.add_secure_port(settings.address, grpc.ssl_server_credentials([pair]))
 
 
 def _reflected() -> list[str]:

@@ -41,7 +41,20 @@ class GatewaySettings(BaseSettings):
         default=1 << 23, ge=1, description="tokens of their prompts and outputs that may wait at this process"
     )
     max_streams: int = Field(
-        default=4096, ge=1, description="generations this process may have readers of, and open chat streams"
+        default=4096,
+        ge=1,
+        description="generations this process may have readers of, and open chat streams; 64 RPCs more may be open "
+        "on one connection, and twice as many as on one in all",
+    )
+    max_connections: int = Field(default=8192, ge=1, description="connections; more are closed at once")
+    max_connection_idle_s: float = Field(
+        default=600.0, gt=0, le=1_000_000, description="how long a connection may be open without any RPC"
+    )
+    max_connection_age_s: float = Field(
+        default=86400.0, gt=0, le=1_000_000, description="a connection so old takes no more RPCs; clients open another"
+    )
+    connection_grace_s: float = Field(
+        default=3600.0, gt=0, le=1_000_000, description="how long its RPCs may then go on; clients resume what is cut"
     )
     max_log_bytes: int = Field(
         default=16 << 20,
@@ -50,6 +63,12 @@ class GatewaySettings(BaseSettings):
     )
     resume_wait_s: float = Field(
         default=5.0, gt=0, description="how long a reader ahead of a running log waits for it to grow"
+    )
+    request_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="how long an RPC may be open before its request, or its chat's setup, has come, and a connection "
+        "before it speaks HTTP/2",
     )
     write_timeout_s: float = Field(
         default=60.0, gt=0, description="how long a message may wait for a client that reads nothing; then its RPC ends"

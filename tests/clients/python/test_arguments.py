@@ -12,7 +12,8 @@ from llamaherd.client import AsyncClient, Client, Knobs, assistant, connection, 
 from llamaherd.client import errors as client_errors
 from llamaherd.client.spec import build_spec
 from llamaherd.v1 import common_pb2
-from service import gateway, status
+from service import server, status
+from service.settings import GatewaySettings
 
 
 def test_every_field_of_a_spec_is_a_knob() -> None:
@@ -115,7 +116,7 @@ def test_both_clients_have_the_same_methods_documented() -> None:
 
 def test_the_gateway_permits_the_clients_pings() -> None:
     """Who pings more often than that is thrown out."""
-    least_ms = dict(gateway.SERVER_OPTIONS)["grpc.http2.min_ping_interval_without_data_ms"]
+    least_ms = dict(server.options_of(GatewaySettings()))["grpc.http2.min_ping_interval_without_data_ms"]
     assert least_ms + 1000 <= connection.KEEPALIVE_TIME_MS
 
 
