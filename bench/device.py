@@ -15,7 +15,7 @@ from typing import Self
 
 import torch
 
-SAMPLE_MS = 20
+SAMPLE_MS = 50
 FIELDS = {  # of nvidia-smi, and what a row calls them
     "clocks.current.sm": "sm_mhz",
     "clocks.current.memory": "memory_mhz",

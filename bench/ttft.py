@@ -5,9 +5,10 @@
 From `add` to the token on the host, one prompt at a time, over random weights of a named shape made on the device. Each
 format named gets a process of its own, one after the other. In each: `fresh`, right after the model was made; `loaded`,
 right after 64 sequences decoded for --load seconds; `rested`, after --rest seconds of nothing; `now and then`, with a
-tenth of that between. `host ms` is the time until the step was queued, `device ms` from then on the device's own, by
-events; clocks are nvidia-smi's medians meanwhile, `reasons` its bits for clocks below the highest. `built` counts
-kernels that were compiled, not found on disk. The second table is one more prompt under the profiler, by kernel.
+tenth of that between. `host ms` is the time until the step was queued; `device ms`, by events, the time from the call
+to the end of what was queued; `watched ms` the median of as many more while nvidia-smi was asked for the clocks told
+beside it, `reasons` its bits for clocks below the highest. `built` counts kernels that were compiled, not found on
+disk. The second table is one more prompt under the profiler, by kernel.
 """
 
 from __future__ import annotations
@@ -83,6 +84,15 @@ def first_token(engine: Engine, device: torch.device, number: int, prompt: int) 
     return First((ended - begun) * 1e3, (queued - begun) * 1e3, on_device)
 
 
+def first_tokens(engine: Engine, device: torch.device, prompt: int, repeats: int, pause_s: float) -> list[First]:
+    """One after the other, each after a pause."""
+    times = []
+    for number in range(repeats):
+        time.sleep(pause_s)
+        times.append(first_token(engine, device, number, prompt))
+    return times
+
+
 def load(engine: Engine, seconds: float) -> None:
     """Keep LOAD_SEQUENCES decoding for so long, then drop them."""
     end_s, numbers = time.monotonic() + seconds, count(10**6)
@@ -119,12 +129,11 @@ def moments(options: argparse.Namespace, quantization: Quantization) -> Iterator
         prepare()
         pause_s = options.rest / 10 if moment == "now and then" else 0.0
         repeats = max(2, options.repeats // (4 if pause_s else 1))
-        times: list[First] = []
-        with Clocks(device) as clocks:
-            for number in range(repeats):
-                time.sleep(pause_s)
-                times.append(first_token(engine, device, number, options.prompt))
-        row = {"quantization": quantization.value, "moment": moment, **figures(times), **clocks.summary()}
+        times = first_tokens(engine, device, options.prompt, repeats, pause_s)
+        with Clocks(device) as clocks:  # apart, since whoever asks for clocks may hold the driver up
+            watched = first_tokens(engine, device, options.prompt, repeats, pause_s)
+        row = {"quantization": quantization.value, "moment": moment, **figures(times)}
+        row |= {"watched_ms": statistics.median(each.ttft for each in watched), **clocks.summary()}
         built = len(set(_cubins()) - held)
         yield {"table": "first token", "row": row | {"ready_s": ready_s, "built": built}}
     for phase, milliseconds in profiled(engine, device, options.prompt).items():
