@@ -102,7 +102,7 @@ class ScriptedWorker:
         while True:
             if self.is_beating:
                 try:
-                    for model, worker_id in self.worker_ids.items():
+                    for model, worker_id in list(self.worker_ids.items()):  # a test may add one meanwhile
                         await self.broker.worker_beat(worker_id, {"model": model, "state": "ready", **self.says})
                 except BrokerDown:
                     pass
