@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 
 import structlog
 
@@ -24,6 +25,7 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_TOKENIZED_BYTES = 1024 * 1024  # an answer is up to 16 bytes for each of these
 MAX_DETOKENIZED_IDS = 1_000_000
+PACKED_TOKENS = 1024
 
 log = structlog.get_logger(__name__)
 
@@ -87,8 +89,8 @@ class ModelServicer:
             raise BrokerDown
         return model_pb2.GetModelResponse(model=_describe(model, self._models.live.get(model.name, 0)))
 
-    async def tokenize(self, request: model_pb2.TokenizeRequest, context: Context) -> model_pb2.TokenizeResponse:
-        """The ids of a text or a conversation, and the bytes that each stands for."""
+    async def tokenize(self, request: model_pb2.TokenizeRequest, context: Context) -> bytes:
+        """TokenizeResponse: the ids of a text or a conversation, and the bytes that each stands for."""
         violations = Violations()
         if (size := request.ByteSize()) > MAX_TOKENIZED_BYTES:
             violations.add("input", f"makes a request of {size} bytes; at most {MAX_TOKENIZED_BYTES}")
@@ -160,20 +162,24 @@ def _defaults(model: ServedModel) -> common_pb2.Settings:
     return settings
 
 
-def _tokenized(
-    request: model_pb2.TokenizeRequest, tokenizer: PromptTokenizer, bos_id: int
-) -> model_pb2.TokenizeResponse:
-    """Encode. Raises InvalidRequest for a conversation that the format refuses."""
-    spans: list[TokenSpan] = []
+def _tokenized(request: model_pb2.TokenizeRequest, tokenizer: PromptTokenizer, bos_id: int) -> bytes:
+    """TokenizeResponse. Raises InvalidRequest for a conversation that the format refuses.
+
+    Packed some at a time, since messages joined are one: no step of it keeps Python's lock for long.
+    """
     rendered = ""
     if request.HasField("chat"):
         rendered, spans = tokenizer.encode_chat_spans(messages_of(request.chat), request.chat.allow_format_tags)
     else:
+        spans = tokenizer.encode_spans(request.text)
         if not request.HasField("add_bos") or request.add_bos:
-            spans.append(TokenSpan(bos_id, 0, 0))
-        spans += tokenizer.encode_spans(request.text)
-    tokens = (model_pb2.TokenSpan(id=span.id, begin=span.begin, end=span.end) for span in spans)
-    return model_pb2.TokenizeResponse(tokens=tokens, rendered_chat=rendered)
+            spans = chain([TokenSpan(bos_id, 0, 0)], spans)
+    packed = bytearray()
+    while some := list(islice(spans, PACKED_TOKENS)):
+        tokens = [model_pb2.TokenSpan(id=span.id, begin=span.begin, end=span.end) for span in some]
+        packed += model_pb2.TokenizeResponse(tokens=tokens).SerializeToString()
+    packed += model_pb2.TokenizeResponse(rendered_chat=rendered).SerializeToString()
+    return bytes(packed)
 
 
 def _detokenized(ids: Sequence[int], model: ServedModel) -> model_pb2.DetokenizeResponse:

@@ -2,7 +2,7 @@
 
 import codecs
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -65,21 +65,24 @@ class PromptTokenizer:
         ids: list[int] = encoding.ids
         return ids
 
-    def encode_spans(self, text: str) -> list[TokenSpan]:
-        """The ids of a text by itself, and which bytes each stands for; slower than `encode_text`."""
+    def encode_spans(self, text: str) -> Iterator[TokenSpan]:
+        """The ids of a text by itself, and which bytes each stands for; slower than `encode_text`.
+
+        One at a time, for Python's collector stops all threads, and for longer the more objects there are.
+        """
         if not text:
-            return []
+            return
         encoding = self._text_tokenizer.encode(_as_pieces_spell(text), add_special_tokens=False)
         byte_at = [0, *accumulate(len(character.encode()) for character in text)]  # where each character begins
-        spans: list[TokenSpan] = []
+        last_end = 0
         for id_, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
             # One character less: the space before the text is not the caller's.
             begin, end = byte_at[max(first - 1, 0)], byte_at[last - 1]
             if self._is_byte[id_]:  # the library gives each of them the whole character
-                begin = max(begin, spans[-1].end) if spans else begin
+                begin = max(begin, last_end)
                 end = min(begin + 1, end)
-            spans.append(TokenSpan(id_, begin, end))
-        return spans
+            yield TokenSpan(id_, begin, end)
+            last_end = end
 
     def least_tokens(self, text: str) -> int:
         """A number of tokens that `encode_text` cannot fall short of, known by the text's length alone.
@@ -116,22 +119,25 @@ class PromptTokenizer:
         """
         return BoundedEncoder(self, max_tokens).encode(self.chat_parts(messages, allow_tags))
 
-    def encode_chat_spans(self, messages: Sequence[Message], allow_tags: bool = False) -> tuple[str, list[TokenSpan]]:
+    def encode_chat_spans(
+        self, messages: Sequence[Message], allow_tags: bool = False
+    ) -> tuple[str, Iterator[TokenSpan]]:
         """What `encode_chat` encodes: the text of all parts, without control tokens, and its ids with their spans.
 
         A control token's span is 0 to 0. Raises as `encode_chat` does.
         """
-        texts: list[str] = []
-        spans: list[TokenSpan] = []
+        parts = self.chat_parts(messages, allow_tags)
+        return "".join(part for part in parts if isinstance(part, str)), self._spans_of(parts)
+
+    def _spans_of(self, parts: Sequence[PromptPart]) -> Iterator[TokenSpan]:
         offset = 0
-        for part in self.chat_parts(messages, allow_tags):
+        for part in parts:
             if isinstance(part, str):
-                spans += [TokenSpan(s.id, s.begin + offset, s.end + offset) for s in self.encode_spans(part)]
+                for span in self.encode_spans(part):
+                    yield TokenSpan(span.id, span.begin + offset, span.end + offset)
                 offset += len(part.encode())
-                texts.append(part)
             else:
-                spans.append(TokenSpan(part, 0, 0))
-        return "".join(texts), spans
+                yield TokenSpan(part, 0, 0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids: control tokens have none, and the space before the text goes.

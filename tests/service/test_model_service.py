@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from contract.bundle import ModelBundle
 from llamaherd.v1 import common_pb2, generation_pb2, model_pb2, model_pb2_grpc
 from service.chat_format import Message, Role
 from service.health import model_service
-from service.model_servicer import MAX_DETOKENIZED_IDS
+from service.model_servicer import MAX_DETOKENIZED_IDS, PACKED_TOKENS
 from service.tokenizer import PromptTokenizer
 from tests.redis_server import start_valkey
 from tests.service.bundles import CONTEXT, PIECES, bundle
@@ -96,6 +97,18 @@ async def test_tokens_of_a_text_are_sentencepieces_and_cover_it(stub: Any, text:
     assert not answer.rendered_chat
     encoded = text.encode()
     assert b"".join(encoded[token.begin : token.end] for token in bare.tokens) == encoded
+
+
+async def test_a_long_answer_is_whole(stub: Any) -> None:
+    """It is packed some tokens at a time; a conversation's text comes with it."""
+    text = "ab" * (2 * PACKED_TOKENS)
+    answer = await stub.Tokenize(model_pb2.TokenizeRequest(model="letters", text=text))
+    assert [(token.begin, token.end) for token in answer.tokens] == [(0, 0), (0, 0), *pairwise(range(len(text) + 1))]
+
+    chat = common_pb2.ChatInput(messages=[common_pb2.ChatMessage(role=common_pb2.ROLE_USER, content=text)])
+    answer = await stub.Tokenize(model_pb2.TokenizeRequest(model="letters", chat=chat))
+    assert answer.rendered_chat == f"[INST] {text} [/INST]"
+    assert answer.tokens[-1].end == len(answer.rendered_chat)
 
 
 async def test_a_conversation_is_encoded_as_generate_encodes_it(stub: Any, spoken: ModelBundle) -> None:
