@@ -336,11 +336,7 @@ class Broker:
             [keys.record(generation_id), keys.log(generation_id), entry.stream, keys.worker(worker_id)],
             [keys.TAG, generation_id, worker_id, lease, entry.entry_id, MAX_CRASHES, MAX_DEATHS],
         )
-        if answer[0] != b"OK":
-            if answer[0] == b"LOST":
-                return NotTaken.LOST
-            return NotTaken.POISON if answer[1:] == [b"POISON"] else NotTaken.DROPPED
-        return parsing.parse_taken(answer[1:], entry, lease)
+        return parsing.parse_take(answer, entry, lease)
 
     async def step(self, rows: Sequence[StepRow]) -> list[RowReply]:
         """Append what one step made, every generation's row in one script call; one reply a row."""

@@ -1,12 +1,14 @@
-"""Jobs that were set aside for killing their workers: to be counted, looked at, queued again, forgotten."""
+"""Jobs that were set aside: they kept killing workers, or cannot be read."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from contract import keys
 from contract.connection import answered
 from contract.messages import Job
+from contract.outcomes import NotTaken
 from contract.scripts import run_script
 
 _FIELDS = ("state", "caller", "job", "T", "window")
@@ -25,13 +27,19 @@ class DeadRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeadJob:
-    """One job: when it was set aside, on Redis' clock, and after how many attempts. Without `record` it has expired."""
+    """One job: when it was set aside, on Redis' clock, and after how many attempts.
+
+    Attributes:
+        record: None where it has expired, or cannot be read.
+        why: what was wrong with it.
+    """
 
     entry_id: str
     generation_id: str
     attempts: int
     at_ms: int
     record: DeadRecord | None
+    why: str
 
 
 class DeadLetters:
@@ -39,6 +47,11 @@ class DeadLetters:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+
+    async def set_aside(self, generation_id: str, *, lease: str, why: str) -> bool:
+        """End what this lease's owner cannot read, and put it on the list; whether the lease stood."""
+        where = [keys.record(generation_id), keys.log(generation_id)]
+        return bool(await run_script(self._client, "set_aside", where, [keys.TAG, generation_id, lease, why]))
 
     async def count(self) -> int:
         """How many there are; about the newest thousand are kept."""
@@ -69,8 +82,10 @@ def _dead_job(entry_id: str, fields: dict[bytes, bytes], record: Sequence[bytes 
     state, caller, job, num_tokens, window_ms = record
     known = None
     if state is not None and job is not None:
-        known = DeadRecord(
-            (caller or b"").decode(), Job.from_bytes(job), int(num_tokens or 0), int(window_ms or 0), int(left_ms)
-        )
+        with suppress(ValueError):  # of a job, or of numbers
+            known = DeadRecord(
+                (caller or b"").decode(), Job.from_bytes(job), int(num_tokens or 0), int(window_ms or 0), int(left_ms)
+            )
     at_ms = int(entry_id.partition("-")[0])
-    return DeadJob(entry_id, fields[b"g"].decode(), int(fields[b"attempts"]), at_ms, known)
+    why = fields.get(b"why", NotTaken.POISON.value.encode()).decode(errors="replace")
+    return DeadJob(entry_id, fields[b"g"].decode(), int(fields[b"attempts"]), at_ms, known, why)

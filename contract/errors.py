@@ -18,7 +18,7 @@ ServeError
 ├── DeadlinePassed      the caller's deadline is over
 │   └── DeadlineTooShort  it would be, before a worker began
 ├── PositionAhead       the resume point lies beyond the log
-├── LogBehind           the log lost a tail that the caller has seen
+├── LogBehind           the log lost a tail that the caller has seen, or cannot be read
 ├── PoisonJob           every attempt at this job ended its worker
 └── GenerationFailed    the engine gave this generation up
 
@@ -186,7 +186,7 @@ class PositionAhead(ServeError):
 
 
 class LogBehind(ServeError):
-    """The log lost a tail that this reader has already been given; going on would fork the text."""
+    """The log lost a tail that this reader has been given, or cannot be read; going on would fork the text."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"the token log does not agree with what was delivered up to position {position}")

@@ -83,7 +83,8 @@ class NotTaken(enum.Enum):
 
     LOST = "lost"  # another worker has it, or it is no longer pending to us
     DROPPED = "dropped"  # finished, expired, cancelled: acked and gone
-    POISON = "poison"  # it was, by this call: set aside, acked and gone
+    POISON = "it kept killing workers"  # set aside by this call, acked and gone
+    DAMAGED = "its log takes no attempt"  # likewise
 
 
 @dataclass(slots=True)  # not frozen: setting the fields of one that is takes 2 us

@@ -5,7 +5,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from contract.messages import EndReason, Job, MalformedMessage
-from contract.outcomes import Delivered, Record, RowOutcome, RowReply, Standing, State, Submitted, Taken
+from contract.outcomes import Delivered, NotTaken, Record, RowOutcome, RowReply, Standing, State, Submitted, Taken
 
 _OUTCOMES = {b"OK": RowOutcome.OK, b"DONE": RowOutcome.DONE, b"FENCED": RowOutcome.FENCED, b"BACK": RowOutcome.BACK}
 
@@ -75,8 +75,22 @@ def parse_new(stream: str, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]
 
 
 @_telling
-def parse_taken(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken:
-    """What take.lua answers after OK."""
+def parse_take(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken | NotTaken:
+    """What take.lua answers."""
+    match answer[0], answer[-1]:
+        case b"OK", _:
+            return _parse_taken(answer[1:], entry, lease)
+        case b"LOST", _:
+            return NotTaken.LOST
+        case _, b"POISON":
+            return NotTaken.POISON
+        case _, b"DAMAGED":
+            return NotTaken.DAMAGED
+        case _:
+            return NotTaken.DROPPED
+
+
+def _parse_taken(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken:
     attempt, num_tokens, chain, cancel, accepted_ms, deadline_ms, now_ms, body = answer
     job = Job.from_bytes(body)
     if job.generation_id != entry.generation_id:

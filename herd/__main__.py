@@ -271,7 +271,7 @@ def status(
     raise SystemExit(run_status(StatusOptions(redis_url, as_json, once)))
 
 
-dead = typer.Typer(help="Jobs that were set aside for killing their workers.", no_args_is_help=True)
+dead = typer.Typer(help="Jobs that were set aside: they kept killing workers, or cannot be read.", no_args_is_help=True)
 app.add_typer(dead, name="dead")
 
 Generations = Annotated[list[str] | None, typer.Argument(help="as `herd dead list` names them")]

@@ -1,4 +1,4 @@
-"""`herd dead`: the jobs that were set aside for killing their workers; to look at, to queue again, to forget."""
+"""`herd dead`: the jobs that were set aside, and why; to look at, to queue again, to forget."""
 
 import asyncio
 import json
@@ -55,7 +55,8 @@ def run_retry(options: DeadOptions) -> int:
         for each in chosen:
             if each.record is None:
                 complain(
-                    "dead retry", f"{each.generation_id}: its prompt is no longer kept; its caller has to ask again"
+                    "dead retry",
+                    f"{each.generation_id}: its prompt is no longer kept, or unreadable; its caller has to ask again",
                 )
                 status = 1
                 continue
@@ -121,6 +122,7 @@ def _as_json(job: DeadJob) -> dict[str, object]:
         "generation_id": job.generation_id,
         "set_aside_ms": job.at_ms,
         "attempts": job.attempts,
+        "why": job.why,
         "model": record.job.model if record else None,
         "job_class": record.job.job_class if record else None,
         "prompt_tokens": len(record.job.prompt_ids) if record else None,
@@ -135,13 +137,15 @@ def _table(found: Sequence[DeadJob], now_ms: int) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("set aside", "attempts", "prompt", "made", "can be retried for"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("why")
     for each in found:
         age, record = f"{(now_ms - each.at_ms) / 1000:,.0f} s ago", each.record
         if record is None:
-            table.add_row(each.generation_id, "", "", age, str(each.attempts), "", "", "expired")
+            table.add_row(each.generation_id, "", "", age, str(each.attempts), "", "", "no longer", each.why)
             continue
         table.add_row(
             *(each.generation_id, record.job.model, record.job.job_class, age, str(each.attempts)),
             *(str(len(record.job.prompt_ids)), str(record.num_tokens), f"{record.expires_in_ms / 1000:,.0f} s"),
+            each.why,
         )
     return table

@@ -127,9 +127,9 @@ def view(status: Status) -> RenderableType:
     """All of it, as tables."""
     parts: list[RenderableType] = [_gateways(status.gateways), Text(), _workers(status.workers), Text()]
     parts += [_queues(status.queues), Text()]
-    dead = f"{status.dead_letters} jobs were set aside for killing their workers"
+    dead = f"{status.dead_letters} jobs were set aside"
     if status.dead_letters:
-        dead += "; `herd dead list` names them"
+        dead += "; `herd dead list` says which, and why"
     parts += [Text(f"Redis breaks a promise: {each.text}", style="red") for each in status.redis_weaknesses]
     return Group(*parts, Text(dead, style="red" if status.dead_letters else "dim"))
 

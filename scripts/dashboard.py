@@ -97,7 +97,7 @@ def panels() -> Iterator[Panel]:
     weak = gauge(names.REDIS_WEAKNESSES, "max", WEAKNESS)
     yield Panel("Redis breaks a promise", "short", [(weak, f"{{{{{WEAKNESS}}}}}")], "1 while it does; see OPERATING.md")
     dead = (f"max({names.DEAD_LETTERS.prometheus_name})", "set aside in all")
-    yield Panel("Poison", "short", [added(names.POISON), dead], "jobs that kept killing workers")
+    yield Panel("Poison", "short", [added(names.POISON), dead], "jobs that kept killing workers, or cannot be read")
     failed = f'{names.RPC_DURATION.prometheus_name}_count{{{ERROR}!=""}}'
     wrong = f"sum by ({CODE}, {ERROR}) (rate({failed}[$__rate_interval]))"
     yield Panel("Errors by code and reason", "reqps", [(wrong, f"{{{{{CODE}}}}} {{{{{ERROR}}}}}")])

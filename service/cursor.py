@@ -8,7 +8,17 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from contract.messages import CHAIN_START, AttemptMark, ChoiceEnd, Ending, Job, LogEntry, TokenRow, decode_tokens
+from contract.messages import (
+    CHAIN_START,
+    AttemptMark,
+    ChoiceEnd,
+    Ending,
+    Job,
+    LogEntry,
+    MalformedMessage,
+    TokenRow,
+    decode_tokens,
+)
 from llamaherd.v1 import common_pb2, generation_pb2
 from service import events
 
@@ -133,7 +143,10 @@ class Cursor:
         old = self.position - row.t0
         if old < 0 or row.chain0 != self._chains[row.t0]:
             raise Disagreement
-        tokens = decode_tokens(row.body) if row.body else ()
+        try:
+            tokens = decode_tokens(row.body) if row.body else ()
+        except MalformedMessage:
+            raise Disagreement from None
         if len(tokens) != row.end - row.t0:
             raise Disagreement
         for token, chain in zip(tokens, self._chains[row.t0 + 1 :], strict=False):

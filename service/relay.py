@@ -196,7 +196,11 @@ class Relay:
         async with self._fills:
             if place.is_first:
                 count_log_fill()
-            return await until_answered(lambda: self._broker.read_log_page(generation_id, place))
+            try:
+                return await until_answered(lambda: self._broker.read_log_page(generation_id, place))
+            except MalformedMessage as error:
+                log.error("token log cannot be read", generation_id=generation_id, error=str(error))
+                raise
 
     def _all(self) -> list[TokenStream]:
         return [stream for streams in self._streams.values() for stream in streams]

@@ -213,7 +213,10 @@ class TokenStream:
         self._goes_on = None
         self._late = []
         try:
-            page = await self._read_log(self.generation_id, place)
+            try:
+                page = await self._read_log(self.generation_id, place)
+            except MalformedMessage:
+                raise LogBehind(self.num_held) from None
             self._take_logged(page.entries, place.start)
             if page.goes_on is not None and not self._misses_mark:
                 self._goes_on, self._needs_fill = page.goes_on, True

@@ -178,7 +178,7 @@ LIVE_WORKERS = Metric(
 DEAD_LETTERS = Metric(
     "llamaherd.dead_letters",
     *(Kind.GAUGE, "{job}", _GATEWAY, ()),
-    "jobs set aside because they kept killing workers; the newest thousand",
+    "jobs set aside: they kept killing workers, or cannot be read; the newest thousand",
 )
 REDIS_OUTAGES = Metric(
     "llamaherd.redis.outages",
@@ -266,7 +266,7 @@ POISON = Metric(
     "{job}",
     _ENGINE,
     (ATTR_REQUEST_MODEL,),
-    "jobs set aside: they kept killing workers",
+    "jobs set aside: they kept killing workers, or cannot be read",
 )
 
 METRICS = tuple(value for value in tuple(globals().values()) if isinstance(value, Metric))

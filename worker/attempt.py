@@ -6,7 +6,16 @@ import time
 from dataclasses import dataclass, field
 
 from contract.broker import StepRow, Taken
-from contract.messages import CHAIN_START, ChoiceEnd, EndReason, Job, LoggedToken, encode_tokens, extend_chain
+from contract.messages import (
+    CHAIN_START,
+    ChoiceEnd,
+    EndReason,
+    Job,
+    LoggedToken,
+    MalformedMessage,
+    encode_tokens,
+    extend_chain,
+)
 from worker.echo import alternatives_of, echo_of
 from worker.engine.detokenizer import TokenPieces
 from worker.engine.sequence import FinishEvent, FinishReason, PromptLogprob, TokenEvent
@@ -108,8 +117,11 @@ class Attempt:
         return tuple((token.choice, token.token_id) for token in self.tokens[self.job.num_echoed :])
 
     def resume(self, logged: list[LoggedToken]) -> None:
-        """Start from the tokens of earlier attempts."""
+        """Start from the tokens of earlier attempts. Raises MalformedMessage if they are none of this job's."""
         for token in logged:
+            is_next = token.choice < len(self._counts) and token.index == self._counts[token.choice]
+            if not is_next or token.position != len(self.tokens):
+                raise MalformedMessage(f"the token at position {len(self.tokens)} is another's")
             self._append(token)
         self.num_at_start = self.num_logged = len(self.tokens)
 

@@ -1,14 +1,13 @@
 """Makes a jobs entry ours: takes the lease, reads what the log already has, and hands the rest to the engine."""
 
-import asyncio
 import time
 
 import structlog
 
-from contract.broker import Broker, Delivered, NotTaken, StepRow, Taken, new_lease
+from contract.broker import Broker, Delivered, NotTaken, Taken, new_lease
 from contract.bundle import ModelBundle
-from contract.messages import CHAIN_START, Alternative, EndReason, LoggedToken, TokenRow, decode_tokens
-from worker.attempt import FAILED_TEXT, Attempt
+from contract.messages import Alternative, LoggedToken, MalformedMessage, TokenRow, decode_tokens
+from worker.attempt import Attempt
 from worker.bundle import token_pieces
 from worker.cancels import check_leases
 from worker.engine.sequence import GenerationRequest, SamplingParams, StoppingParams
@@ -21,7 +20,7 @@ from worker.spans import record_queue
 
 log = structlog.get_logger(__name__)
 
-UNREADABLE_LOG_WAIT_S = 0.2
+MAX_WHY = 200  # characters of a reason
 
 
 class Taker:
@@ -57,12 +56,10 @@ class Taker:
                 await self._begin(taken, asked_s)
                 if self._holdings.num_nudges != num_nudges:  # it may have been for this one, which was not held yet
                     await until_answered(lambda: check_leases(self._broker, self._holdings, self._publisher))
-            elif taken is NotTaken.POISON:
-                log.error("job set aside: it kept killing workers", generation_id=entry.generation_id)
-                count_poison(self._model)
+            elif taken in (NotTaken.POISON, NotTaken.DAMAGED):
+                self._note_set_aside(entry, taken.value)
         except ValueError as error:  # MalformedMessage, or a parameter out of bounds: the job's fault, not ours
-            log.error("job cannot be read", generation_id=entry.generation_id, error=str(error))
-            await self._fail(entry, lease)
+            await self._set_aside(entry, lease, str(error)[:MAX_WHY])
         finally:
             self._holdings.taking.discard(entry.entry_id)
 
@@ -81,9 +78,7 @@ class Taker:
         if taken.num_tokens > 0:
             attempt.resume(await until_answered(lambda: self._read_tokens(attempt.generation_id)))
         if len(attempt.tokens) != taken.num_tokens or attempt.chains[-1] != taken.chain:
-            log.warning("log and record disagree", num_tokens=len(attempt.tokens), **attempt.facts)
-            await self.hand_back(taken.entry, taken.lease)
-            await asyncio.sleep(UNREADABLE_LOG_WAIT_S)
+            await self._settle(attempt)
             return
         if (earlier := self._holdings.of_generation(attempt.generation_id)) is not None:
             self._holdings.part(earlier, Parting.LEASE_LOST)  # it came back to us before we noticed that it had gone
@@ -96,6 +91,19 @@ class Taker:
             self._publisher.cancel(attempt)
         if taken.attempt == 1:
             record_queue(attempt)
+
+    async def _settle(self, attempt: Attempt) -> None:
+        """The log is not what the record said at the take.
+
+        Both are written together, and by the lease only: either it is another's by now, and the log read was, or both
+        went back with a lost tail; or the log is damaged, for every worker. Raises MalformedMessage then.
+        """
+        ((lease, _),) = await until_answered(lambda: self._broker.leases([attempt.generation_id]))
+        if lease == attempt.lease:
+            counts = f"{len(attempt.tokens)} tokens, {attempt.taken.num_tokens} by the record"
+            raise MalformedMessage(f"the log holds others than were written ({counts})")
+        log.warning("lease lost while the log was read", **attempt.facts)
+        await self.hand_back(attempt.taken.entry, attempt.lease)
 
     async def _read_tokens(self, generation_id: str) -> list[LoggedToken]:
         entries = await self._broker.read_log(generation_id)
@@ -114,20 +122,14 @@ class Taker:
             for token in decode_tokens(entry.body)
         ]
 
-    async def _fail(self, entry: Delivered, lease: str) -> None:
+    async def _set_aside(self, entry: Delivered, lease: str, why: str) -> None:
         """End a generation that this version cannot read: no other worker of this version could either."""
-        row = StepRow(
-            generation_id=entry.generation_id,
-            lease=lease,
-            t0=0,
-            num_tokens=0,
-            chain0=CHAIN_START,
-            chain1=CHAIN_START,
-            body=b"",
-            end=EndReason.FAILED,
-            error=FAILED_TEXT,
-        )
-        await until_answered(lambda: self._broker.step([row]))
+        if await until_answered(lambda: self._broker.dead.set_aside(entry.generation_id, lease=lease, why=why)):
+            self._note_set_aside(entry, why)
+
+    def _note_set_aside(self, entry: Delivered, why: str) -> None:
+        log.error("job set aside", why=why, generation_id=entry.generation_id)
+        count_poison(self._model)
 
 
 def to_request(attempt: Attempt, eos_token_ids: tuple[int, ...]) -> GenerationRequest:

@@ -45,21 +45,35 @@ local function send(tag, box)
 end
 
 -- Terminal entry, state, ack and delete together. An entry that was never delivered stays in its stream until a
--- worker reads and drops it: deleting it would blind the group's lag.
+-- worker reads and drops it: deleting it would blind the group's lag. What is missing in a damaged record counts as
+-- nothing; a log that takes no end has one, or is none.
 local function close(tag, id, reason, body, err, box)
   local gen, log = tag .. ':gen:' .. id, tag .. ':log:' .. id
   local m = redis.call('HMGET', gen, 'T', 'q', 'entry', 'readers', 'attempt', 'accepted_ms', 'taken_ms', 'first_ms',
     'last_ms', 'window', 'chain', 'caller')
   local times = string.format('%.0f %.0f %.0f %.0f %.0f', num(m[6]), num(m[7]), num(m[8]), num(m[9]), now_ms())
-  redis.call('XADD', log, MAX_ID, 'e', reason, 'T', m[1], 'b', body, 'a', m[5], 'm', times, 'r', err)
+  local T, attempts, chain = m[1] or 0, m[5] or 0, m[11] or 0
+  local function write_end()
+    return redis.pcall('XADD', log, MAX_ID, 'e', reason, 'T', T, 'b', body, 'a', attempts, 'm', times, 'r', err)
+  end
+  if type(write_end()) == 'table' and redis.call('TYPE', log)['ok'] ~= 'stream' then
+    redis.call('DEL', log)
+    write_end()
+  end
   redis.call('HSET', gen, 'state', 'finished', 'reason', reason, 'owner', '', 'lease', '')
   redis.call('ZREM', caller_key(tag, m[12]), id)
-  if redis.call('XACK', m[2], GROUP, m[3]) == 1 then redis.call('XDEL', m[2], m[3]) end
+  if m[2] and m[3] and redis.call('XACK', m[2], GROUP, m[3]) == 1 then redis.call('XDEL', m[2], m[3]) end
   local keep = math.max(num(m[10]), KEEP_MS)
   redis.call('PEXPIRE', gen, keep)
   redis.call('PEXPIRE', log, keep)
-  put(box, m[4], 'E', id, m[1] .. ' ' .. m[1] .. ' ' .. m[11] .. '|'
-    .. reason .. ' ' .. m[5] .. ' ' .. times .. ' ' .. #err .. ' ' .. err .. body)
+  put(box, m[4], 'E', id, T .. ' ' .. T .. ' ' .. chain .. '|'
+    .. reason .. ' ' .. attempts .. ' ' .. times .. ' ' .. #err .. ' ' .. err .. body)
+end
+
+-- End a generation that nobody can go on with, and put it on the list of dead letters, without its prompt.
+local function set_aside(tag, id, attempts, why, box)
+  redis.call('XADD', tag .. ':dead', 'MAXLEN', '~', 1000, '*', 'g', id, 'attempts', attempts, 'why', why)
+  close(tag, id, 'FAILED', '', 'unreadable', box)
 end
 
 -- Whether a cancel has been wanted for longer than an owner that lives needs for it. `cancel` is since when, or ''; '1'

@@ -32,7 +32,12 @@ if reason then
   return {'DROP', reason}
 end
 local attempt = num(m[4]) + 1
-redis.call('XADD', log, m[5] .. '-' .. attempt, 's', attempt, 'w', worker)
+local marked = redis.pcall('XADD', log, (m[5] or '') .. '-' .. attempt, 's', attempt, 'w', worker)
+if type(marked) == 'table' then  -- its log is another's, or none
+  set_aside(tag, id, num(m[4]), marked.err, box)
+  send(tag, box)
+  return {'DROP', 'DAMAGED'}
+end
 redis.call('HSET', gen, 'state', 'running', 'owner', worker, 'lease', lease, 'attempt', attempt)
 if num(m[11]) > 0 then redis.call('HSET', gen, 'base', m[5]) end  -- what this attempt has to go beyond
 if num(m[11]) >= num(ARGV[6]) - 1 then  -- the worker runs nothing else: a crash is charged to this one alone
@@ -41,6 +46,6 @@ if num(m[11]) >= num(ARGV[6]) - 1 then  -- the worker runs nothing else: a crash
 end
 if num(m[15]) == 0 then redis.call('HSET', gen, 'taken_ms', now) end
 redis.call('PEXPIRE', log, math.max(1, redis.call('PTTL', gen)))
-put(box, m[12], 'S', id, m[5] .. ' ' .. m[5] .. ' ' .. m[6] .. '|' .. attempt)
+put(box, m[12], 'S', id, m[5] .. ' ' .. m[5] .. ' ' .. (m[6] or 0) .. '|' .. attempt)
 send(tag, box)
 return {'OK', attempt, m[5], m[6], m[7], m[8], m[9], now, m[10]}

@@ -124,7 +124,8 @@ async def play(rig: Rig) -> dict[str, Any]:
     recorded["inbox_rows"] = [row for _, fields in inbox for row in fields.items()]
     recorded["record_cancelled"] = await play_cancel(rig)
     await play_poison(rig)
-    recorded["dead"] = (await rig.client.xrange(keys.DEAD))[0]
+    await play_unreadable(rig)
+    recorded["dead"], recorded["dead_unreadable"] = await rig.client.xrange(keys.DEAD)
     await rig.broker.check_server()
     recorded["meta"] = await rig.client.hgetall(keys.META)
     recorded["model"] = await rig.client.hgetall(keys.model(MODEL))
@@ -157,6 +158,15 @@ async def play_poison(rig: Rig) -> None:
     [entry] = await rig.deliver()
     await rig.rewrite(generation_id, crashes=MAX_CRASHES, attempt=MAX_CRASHES)
     await rig.broker.take(entry, worker_id=WORKER, lease=new_lease())
+
+
+async def play_unreadable(rig: Rig) -> None:
+    """A generation whose worker cannot read it."""
+    generation_id = "0." + "2" * 32
+    await rig.submit(generation_id)
+    [entry] = await rig.deliver()
+    await rig.broker.take(entry, worker_id=WORKER, lease=LEASE)
+    await rig.broker.dead.set_aside(generation_id, lease=LEASE, why="not a job")
 
 
 def load(name: str) -> Any:

@@ -26,7 +26,7 @@ from contract.messages import (
     encode_choice_ends,
     encode_tokens,
 )
-from contract.outcomes import Delivered
+from contract.outcomes import Delivered, Taken
 from tests.contract.rig import make_job
 
 GENERATION = f"0.{'a' * 32}"  # the same every time, as the examples are
@@ -50,7 +50,7 @@ GOOD_ROWS: list[tuple[bytes, bytes]] = [
     (b"E" + GENERATION.encode(), b"3 3 7|DONE 1 1 2 3 4 5 5 error" + ENDS),
 ]
 RECORD = [b"running", b"caller", b"3", b"7", b"1", b"", JOB.to_bytes(), b"1", b"0", b"5", 1]
-TAKEN = [1, b"3", b"7", b"", b"1", b"60000", 5, JOB.to_bytes()]
+TAKEN = [b"OK", 1, b"3", b"7", b"", b"1", b"60000", 5, JOB.to_bytes()]
 ENTRY = Delivered("q", "1-1", GENERATION)
 DEEP = b"[" * 100_000
 
@@ -159,7 +159,7 @@ def test_any_reply_is_whole_or_named(reply: Any) -> None:
     """Also what no script answers."""
     for parse in (parsing.parse_record, parsing.parse_row_reply, parsing.parse_standing, parsing.parse_deliveries):
         read(parse, reply)
-    read(parsing.parse_taken, reply, ENTRY, "lease")
+    read(parsing.parse_take, reply, ENTRY, "lease")
     read(parsing.parse_submitted, reply, GENERATION)
     read(parsing.parse_new, "q", reply)
     parsing.parse_standing_or_none(reply)
@@ -169,14 +169,14 @@ def test_any_reply_is_whole_or_named(reply: Any) -> None:
 @pytest.mark.parametrize("value", [None, b"", b"\xff", b"-", [b"1"], "job"])
 def test_a_damaged_record_is_named(part: int, value: Any) -> None:
     """By who takes the job, and by who attaches to it; only a flag may be anything."""
-    assert read(parsing.parse_taken, TAKEN, ENTRY, "lease") is not None
+    assert isinstance(read(parsing.parse_take, TAKEN, ENTRY, "lease"), Taken)
     assert read(parsing.parse_record, RECORD) is not None
-    taken = read(parsing.parse_taken, [*TAKEN[:part], value, *TAKEN[part + 1 :]], ENTRY, "lease")
-    assert taken is None or part == 3
+    taken = read(parsing.parse_take, [*TAKEN[:part], value, *TAKEN[part + 1 :]], ENTRY, "lease")
+    assert not isinstance(taken, Taken) or part == 4
     read(parsing.parse_record, [*RECORD[:part], value, *RECORD[part + 1 :]])
 
 
 def test_another_generations_job_is_named() -> None:
     """Its tokens would go into the wrong log, or into none."""
     with pytest.raises(MalformedMessage, match="the job is that of"):
-        parsing.parse_taken(TAKEN, Delivered("q", "1-1", keys.new_generation_id()), "lease")
+        parsing.parse_take(TAKEN, Delivered("q", "1-1", keys.new_generation_id()), "lease")

@@ -93,6 +93,7 @@ async def test_every_call_says_that_the_server_is_gone(own_rig: Rig, own_server:
         broker.consumers(MODEL),
         broker.own_pending(WORKER, MODEL),
         broker.leases([generation_id]),
+        broker.dead.set_aside(generation_id, lease=taken.lease, why="unreadable"),
     ]
     for outcome in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(outcome, BrokerDown), outcome

@@ -58,7 +58,8 @@ async def test_what_was_set_aside_is_listed(rig: tuple[Rig, str], capsys: pytest
     assert await asyncio.to_thread(run_list, DeadOptions(url), as_json=False) == 0
     shown = capsys.readouterr().out
     assert one in shown
-    assert "expired" in shown
+    assert "no longer" in shown
+    assert "it kept killing workers" in shown
 
 
 async def test_one_is_queued_again_under_a_new_id(rig: tuple[Rig, str], capsys: pytest.CaptureFixture[str]) -> None:
