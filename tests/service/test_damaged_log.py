@@ -8,9 +8,9 @@ import redis.asyncio
 from contract import keys
 from llamaherd.v1 import generation_pb2
 from tests.redis_server import RunningServer
+from tests.service.error_details import details_of
 from tests.service.gateways import RunningGateway, error_of, open_stream, prompt, read_rest, read_until
 from tests.service.scripted_worker import ScriptedWorker
-from tests.service.test_status import details_of
 
 
 async def damage(url: str, generation_id: str) -> None:
