@@ -23,8 +23,12 @@ class RunningServer:
     process: "subprocess.Popen[bytes]"
 
     def settle(self) -> None:
-        """Return once all that was answered is in the file: while that is synced, writes are put off for up to 2 s."""
+        """Before a kill that is to lose nothing: return once all that was answered is in the file.
+
+        While that is synced, writes to it are put off for up to 2 s. No new ones are answered meanwhile.
+        """
         with redis.Redis.from_url(self.url) as client:
+            client.client_pause(5000, all=False)
             while client.info("persistence")["aof_buffer_length"]:
                 time.sleep(0.01)
 
