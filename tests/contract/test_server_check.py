@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import redis.asyncio
 
 from contract.broker import Broker
 from contract.server_check import WeaknessKind, weaknesses_of
@@ -50,19 +51,21 @@ async def test_a_server_without_its_file_is_told_of_and_not_refused(rig: Rig, ur
     assert await kinds(rig) == set()
 
 
-async def test_a_server_that_does_not_let_us_ask_is_taken(rig: Rig, url: str) -> None:
+@pytest.mark.parametrize("kind", ["valkey", "debian_redis"])
+async def test_a_server_that_does_not_let_us_ask_is_taken(request: pytest.FixtureRequest, kind: str) -> None:
     """Managed ones forbid this and that."""
-    if url.startswith("redis+cluster"):
-        pytest.skip("users are each node's own")
-    await rig.client.acl_setuser("curious", enabled=True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"])
-    await rig.client.execute_command("ACL", "SETUSER", "curious", "-info")
-    broker = Broker.connect(url.replace("://", "://curious:any@"))
-    try:
-        await broker.check_server()
-        assert await broker.find_weaknesses() == ()
-    finally:
-        await broker.close()
-        await rig.client.acl_deluser("curious")
+    url: str = request.getfixturevalue(kind).url
+    client: Any
+    async with redis.asyncio.Redis.from_url(url) as client:
+        await client.acl_setuser("curious", enabled=True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"])
+        await client.execute_command("ACL", "SETUSER", "curious", "-info")
+        broker = Broker.connect(url.replace("://", "://curious:any@"))
+        try:
+            await broker.check_server()
+            assert await broker.find_weaknesses() == ()
+        finally:
+            await broker.close()
+            await client.acl_deluser("curious")
 
 
 def test_what_a_server_does_not_tell_is_taken_for_well() -> None:

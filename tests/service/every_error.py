@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 
@@ -12,7 +11,15 @@ from contract.errors import ServeError
 from contract.messages import EndReason
 from llamaherd.v1 import chat_pb2, chat_pb2_grpc, common_pb2, generation_pb2
 from tests.service.bundles import bundle
-from tests.service.gateways import RunningGateway, error_of, open_stream, prompt, read_rest, read_until
+from tests.service.gateways import (
+    RunningGateway,
+    error_of,
+    first_answer,
+    open_stream,
+    prompt,
+    read_rest,
+    read_until,
+)
 from tests.service.narrow import has_room, narrow_channel, say_much
 from tests.service.scripted_worker import ScriptedWorker, scripted_worker
 from tests.until import until
@@ -109,16 +116,6 @@ async def is_known(gateway: RunningGateway, model: str) -> bool:
     """Whether a worker of the model lives, as the gateway sees it."""
     answer = await first_answer(gateway.stub.Generate(prompt(model=model)))
     return not isinstance(answer, grpc.aio.AioRpcError)
-
-
-async def first_answer(call: Any) -> Any:
-    """The stream's first message, then it is cancelled; or the error it ends with."""
-    try:
-        message = await call.read()
-    except grpc.aio.AioRpcError as error:
-        return error
-    call.cancel()
-    return message
 
 
 async def position_ahead(world: World) -> None:

@@ -144,3 +144,13 @@ async def answer_of(call: Awaitable[Any]) -> Any:
         return await call
     except grpc.aio.AioRpcError as error:
         return error
+
+
+async def first_answer(call: Any) -> Any:
+    """The stream's first message, then it is cancelled; or the error it ends with."""
+    try:
+        message = await call.read()
+    except grpc.aio.AioRpcError as error:
+        return error
+    call.cancel()
+    return message

@@ -9,7 +9,7 @@ from contract import keys
 from llamaherd.v1 import generation_pb2
 from tests.redis_server import RunningServer
 from tests.service.error_details import details_of
-from tests.service.gateways import RunningGateway, error_of, open_stream, prompt, read_rest, read_until
+from tests.service.gateways import RunningGateway, answer_of, error_of, open_stream, prompt, read_rest, read_until
 from tests.service.scripted_worker import ScriptedWorker
 
 
@@ -41,6 +41,10 @@ async def test_a_reader_of_a_damaged_log_gets_data_loss(
     error = await error_of(attached)
     assert error.code() is grpc.StatusCode.DATA_LOSS
     assert details_of(error)[0].reason == "LOG_BEHIND"
+    at_once = await answer_of(
+        gateway.stub.GetGeneration(generation_pb2.GetGenerationRequest(generation_id=received.generation_id))
+    )
+    assert (at_once.code(), details_of(at_once)[0].reason) == (grpc.StatusCode.DATA_LOSS, "LOG_BEHIND")
 
     await work.say("d")
     await work.finish()

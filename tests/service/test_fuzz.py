@@ -19,7 +19,7 @@ from tests.redis_server import start_valkey
 from tests.service.bundles import PIECES, bundle
 from tests.service.conftest import LASTING, is_serving, short_folder
 from tests.service.error_details import details_of
-from tests.service.gateways import RunningGateway, open_stream, prompt, read_rest, running_gateway
+from tests.service.gateways import RunningGateway, first_answer, open_stream, prompt, read_rest, running_gateway
 from tests.service.scripted_worker import scripted_worker
 from tests.until import until
 
@@ -267,13 +267,3 @@ async def answer_to(gateway: RunningGateway, name: str, body: bytes) -> Any:
         return await unary(body, timeout=20)
     except grpc.aio.AioRpcError as error:
         return error
-
-
-async def first_answer(call: Any) -> Any:
-    """The stream's first message, then it is cancelled; or the error it ends with."""
-    try:
-        message = await call.read()
-    except grpc.aio.AioRpcError as error:
-        return error
-    call.cancel()
-    return message
