@@ -38,6 +38,8 @@ class Seen:
     ended_s: float = 0.0
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    queued: list[float] = field(default_factory=list)  # by the service: until a worker took it
+    logged: list[float] = field(default_factory=list)  # by the service: until its first token was in the log
     tokens: int = 0
     generations: int = 0
     wrong: int = 0
@@ -49,8 +51,8 @@ def random_prompt(rng: random.Random, length: int, vocabulary: int) -> list[int]
 
 
 def rounds_of(streams: int) -> int:
-    """Generations a stream: enough that the first ones weigh little."""
-    return max(4, min(20, 64 // streams))
+    """Generations a stream: enough that the first ones, which begin together, and the last ones weigh little."""
+    return max(8, min(20, 64 // streams))
 
 
 async def one(stub: generation_pb2_grpc.GenerationServiceStub, ids: Sequence[int], new: int, seen: Seen) -> None:
@@ -72,6 +74,8 @@ async def one(stub: generation_pb2_grpc.GenerationServiceStub, ids: Sequence[int
             position += 1
         if response.HasField("completed"):
             told = response.completed.usage.output_tokens
+            seen.queued.append(response.completed.timings.queue_ms / 1e3)
+            seen.logged.append(response.completed.timings.first_token_ms / 1e3)
     seen.tokens += position
     seen.generations += 1
     seen.wrong += not position == told == new
@@ -140,6 +144,7 @@ def figures(streams: int, seen: Sequence[Seen]) -> dict[str, object]:
     gaps = sorted(value for each in seen for value in each.gaps)
     tokens = sum(each.tokens for each in seen)
     seconds = max(each.ended_s for each in seen) - min(each.begun_s for each in seen)
+    parts = {name: sorted(value for each in seen for value in getattr(each, name)) for name in ("queued", "logged")}
     return {
         "streams": streams,
         "generations": sum(each.generations for each in seen),
@@ -151,6 +156,7 @@ def figures(streams: int, seen: Sequence[Seen]) -> dict[str, object]:
         "first_p99_ms": percentile_ms(first, 99),
         "gap_p50_ms": percentile_ms(gaps, 50),
         "gap_p99_ms": percentile_ms(gaps, 99),
+        **{f"{name}_p50_ms": percentile_ms(ordered, 50) for name, ordered in parts.items() if ordered},
     }
 
 

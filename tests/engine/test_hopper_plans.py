@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig, Quantization
 from worker.engine.hopper_decode import _step_inputs, context_sizes
 from worker.engine.hopper_model import wanted_rows
-from worker.engine.hopper_prefill import plan_prefill
+from worker.engine.hopper_prefill_plan import (
+    PrefillPlan,
+    PrefillRoom,
+    exact_room,
+    find_graph_room,
+    graph_room,
+    read_plan,
+    write_plan,
+)
 from worker.engine.hopper_weights import UnpackableWeight, hopper_takes
 from worker.engine.kernels.build import KernelBuildError
 from worker.engine.model import LlamaModel
@@ -21,15 +30,20 @@ from worker.engine.model import LlamaModel
 CPU = torch.device("cpu")
 
 
+def plan_of(slices: Sequence[SequenceSlice], room: PrefillRoom | None = None) -> PrefillPlan:
+    """As the device reads it; with as much room as they need unless told."""
+    room = room or exact_room(slices)
+    return read_plan(torch.from_numpy(write_plan(slices, room)), room)
+
+
 def test_a_prefill_plan_says_where_every_key_is() -> None:
     """New tokens after a cached prefix, and a sequence from its beginning; in blocks of 64."""
-    plan = plan_prefill(
+    plan = plan_of(
         [
             SequenceSlice([11, 12, 13], 63, [5, 2, 9], True),
             SequenceSlice([21, 22], 0, (7,), False, wants_all_logits=True),
             SequenceSlice([31, 32], 0, [1], False),
         ],
-        CPU,
     )
     assert plan.token_ids.tolist() == [11, 12, 13, 21, 22, 31, 32]
     assert plan.positions.tolist() == [63, 64, 65, 0, 1, 0, 1]
@@ -38,16 +52,41 @@ def test_a_prefill_plan_says_where_every_key_is() -> None:
     assert plan.query_ends.tolist() == [0, 3, 5, 7]
     assert plan.key_ends.tolist() == [0, 66, 68, 70]
     assert plan.logit_rows.tolist() == [2, 3, 4]
-    assert (plan.max_queries, plan.max_keys) == (3, 66)
+    assert (plan.room.max_queries, plan.room.max_keys) == (3, 66)
     assert plan.positions.dtype == plan.query_ends.dtype == plan.key_ends.dtype == torch.int32
-    assert plan.slots.dtype == plan.key_slots.dtype == torch.int64
+    assert plan.slots.dtype == torch.int64
 
 
 def test_a_prefill_that_wants_no_logits_has_no_rows() -> None:
     """And an index of whole numbers nevertheless."""
-    rows = plan_prefill([SequenceSlice([1, 2], 0, [0], False)], CPU).logit_rows
+    rows = plan_of([SequenceSlice([1, 2], 0, [0], False)]).logit_rows
     assert rows.tolist() == []
-    assert rows.dtype == torch.int64
+    assert rows.dtype == torch.int32
+
+
+def test_a_graphs_plan_is_padded_with_tokens_and_slices_that_do_nothing() -> None:
+    """Tokens at position -1, whose keys nobody writes; slices without a token; rows that nobody reads."""
+    slices = [SequenceSlice([11, 12, 13], 0, [5], True), SequenceSlice([21, 22], 0, (7,), False)]
+    room = find_graph_room(slices)
+    assert room == graph_room(16)
+    plan = plan_of(slices, room)
+    assert plan.token_ids.tolist() == [11, 12, 13, 21, 22] + [0] * 11
+    assert plan.positions.tolist() == [0, 1, 2, 0, 1] + [-1] * 11
+    assert plan.slots.tolist()[:5] == [320, 321, 322, 448, 449]
+    assert plan.key_slots.tolist() == [320, 321, 322, 448, 449] + [0] * 11
+    assert plan.query_ends.tolist() == plan.key_ends.tolist() == [0, 3] + [5] * 15
+    assert plan.logit_rows.tolist() == [2] + [0] * 15
+    assert plan_of([], room).query_ends.tolist() == [0] * 17
+
+
+def test_only_whole_prompts_have_a_graphs_room() -> None:
+    """Of 512 tokens together at most, in at most 16 slices, whose last logits are all that is wanted."""
+    whole = SequenceSlice([1] * 256, 0, range(4), True)
+    assert find_graph_room([whole, whole]) == graph_room(512)
+    assert find_graph_room([whole, whole, SequenceSlice([1, 2], 0, [0], True)]) is None
+    assert find_graph_room([SequenceSlice([1, 2], 0, [0], True)] * 17) is None
+    assert find_graph_room([SequenceSlice([1, 2], 64, [0, 1], True)]) is None
+    assert find_graph_room([SequenceSlice([1, 2], 0, [0], False, wants_all_logits=True)]) is None
 
 
 def test_decode_inputs_are_padded_to_the_graph() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig
+from worker.engine.hopper_graphs import StagedNumbers, recording
 from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import BLOCK_SIZE, SPLIT, DecodeAttention
 from worker.engine.kernels.rowwise import add_rms_norm, embed
@@ -94,28 +96,19 @@ class DecodeGraphs:
         return self._batch_sizes[-1]
 
     def _capture(self, device: torch.device, progress: Callable[[float], None]) -> None:
-        """Capture every graph on a stream of its own; before, each batch size runs once, which loads its kernels."""
-        caller = torch.cuda.current_stream(device)
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch states no types here
-        stream.wait_stream(caller)
+        """Capture every graph; before, each batch size runs once, which loads its kernels."""
         steps = [(batch, context) for batch in self._batch_sizes for context in self._context_sizes]
-        pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.stream(stream):
+        with recording(device) as recorder:
             for done, (batch, context) in enumerate(steps):
                 progress(done / len(steps))
+                step = partial(self._queue_step, batch, context)
                 if context == self._context_sizes[0]:
                     self._inputs.copy(_step_inputs([], batch, context // BLOCK_SIZE))
-                    self._queue_step(batch, context)
-                    stream.synchronize()
-                graph = torch.cuda.CUDAGraph()
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-                self._queue_step(batch, context)
-                graph.capture_end()
-                self._graphs[batch, context] = graph
-        caller.wait_stream(stream)
+                    recorder.warm_up(step)
+                self._graphs[batch, context], _ = recorder.capture(step)
 
-    def _queue_step(self, batch: int, context: int) -> None:
-        """Every kernel of a step, over the first `batch` rows of the buffers."""
+    def _queue_step(self, batch: int, context: int) -> Tensor:
+        """Every kernel of a step, over the first `batch` rows of the buffers; their logits."""
         weights, buffers = self._weights, self._buffers
         numbers = self._inputs.on_device
         token_ids, positions = numbers[:batch], numbers[batch : 2 * batch]
@@ -135,29 +128,7 @@ class DecodeGraphs:
             layer.gate_up(x, inner, overlap=True)
             layer.down(inner, delta, overlap=True)
         add_rms_norm(residual, delta, weights.final_norm, self._eps, x, overlap=True)
-        torch.mm(x, weights.lm_head.t(), out=logits)
-
-
-class StagedNumbers:
-    """int32 numbers written on the host and copied to one place on the device, without waiting for the device.
-
-    Two pinned buffers take turns; one is written again only once its copy is done.
-    """
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.on_device = torch.zeros(size, dtype=torch.int32, device=device)
-        self._pinned = [torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(2)]
-        self._copied = [torch.cuda.Event() for _ in self._pinned]  # type: ignore[no-untyped-call]
-        self._turn = 0
-
-    def copy(self, numbers: Sequence[int]) -> None:
-        """Queue the copy of `numbers` to the beginning of `on_device`, on the current stream."""
-        self._turn ^= 1
-        pinned, copied = self._pinned[self._turn], self._copied[self._turn]
-        copied.synchronize()
-        pinned.numpy()[: len(numbers)] = numbers
-        self.on_device[: len(numbers)].copy_(pinned[: len(numbers)], non_blocking=True)
-        copied.record()
+        return torch.mm(x, weights.lm_head.t(), out=logits)
 
 
 def context_sizes(max_context: int) -> tuple[int, ...]:

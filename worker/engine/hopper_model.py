@@ -15,7 +15,6 @@ from worker.engine.hopper_prefill import Prefill
 from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import BLOCK_SIZE
 from worker.engine.kernels.choose import MAX_VOCABULARY, Choices, TokenChooser, takes
-from worker.engine.kernels.gemm import WIDE_ROWS
 from worker.engine.kv_tensors import KVTensors
 from worker.engine.model import rotary_tables
 from worker.engine.sampler import SamplingRow
@@ -57,7 +56,6 @@ class HopperModel:
         with torch.inference_mode(), torch.cuda.device(self._device):
             cos, sin = rotary_tables(config, self.max_context, self._device)
             self._prefill = Prefill(config, weights, kv, cos, sin)
-            self._run_prefill_once()
             self._chooser = TokenChooser(self._device, MAX_ROWS)
             self._decode = DecodeGraphs(config, weights, kv, cos, sin, self._chooser.token_ids, progress, fixed_rows)
 
@@ -93,8 +91,10 @@ class HopperModel:
             for first in range(0, len(single), at_once):
                 logits = self._decode.run(single[first : first + at_once])
                 found.append(logits if len(single) <= at_once else logits.clone())
-            for part in [[each] for each in longer] if self._is_fixed else [longer] * bool(longer):
-                found.append(self._prefill.run(part))
+            passes = [[each] for each in longer] if self._is_fixed else [longer] * bool(longer)
+            for part in passes:
+                logits = self._prefill.run(part)
+                found.append(logits if len(passes) == 1 else logits.clone())
             logits = torch.cat(found) if len(found) > 1 else found[0]
             rows = wanted_rows(slices)
             if rows == list(range(len(logits))):
@@ -105,11 +105,6 @@ class HopperModel:
     def probe(self) -> None:
         """Compute something tiny on the device; see probe_device."""
         probe_device(self._device)
-
-    def _run_prefill_once(self) -> None:
-        """Load what prefill needs, by a step of enough tokens to take every path. Nobody reads what it writes."""
-        num_tokens = min(2 * WIDE_ROWS + 1, self.max_context)
-        self._prefill.run([SequenceSlice([0] * num_tokens, 0, range(self.num_blocks), wants_logits=True)])
 
 
 def wanted_rows(slices: Sequence[SequenceSlice]) -> list[int]:

@@ -39,6 +39,9 @@ class _Attribute(ctypes.Structure):
     _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_uint64 * 8))
 
 
+_OVERLAP = ctypes.pointer(_Attribute(_PROGRAMMATIC_SERIALIZATION, b"", (ctypes.c_uint64 * 8)(1)))
+
+
 class _LaunchConfig(ctypes.Structure):
     _fields_ = (
         ("grid", ctypes.c_uint * 3),
@@ -60,6 +63,7 @@ class Kernel:
         self._function = function
         self._name = name
         self._shared_bytes = shared_bytes
+        self._device_index = torch.cuda.current_device()
         if shared_bytes > 48 * 1024:
             _check(
                 _driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared_bytes), f"shared memory of {name}"
@@ -72,16 +76,8 @@ class Kernel:
             overlap: it may start before the kernel before it has finished (programmatic dependent launch).
         """
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
-        attribute = _Attribute(id=_PROGRAMMATIC_SERIALIZATION)
-        attribute.value[0] = 1
-        config = _LaunchConfig(
-            grid=grid,
-            block=(threads, 1, 1),
-            shared_bytes=self._shared_bytes,
-            stream=torch.cuda.current_stream().cuda_stream,
-            attributes=ctypes.pointer(attribute),
-            num_attributes=int(overlap),
-        )
+        stream = torch._C._cuda_getCurrentRawStream(self._device_index)  # torch.cuda.current_stream takes 20 us
+        config = _LaunchConfig(grid, (threads, 1, 1), self._shared_bytes, stream, _OVERLAP, int(overlap))
         _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None), self._name)
 
 
