@@ -52,11 +52,11 @@ class Runner:
         match step["do"]:
             case "generate":
                 stream = client.generate(prompt, timeout_s=timeout_s, **knobs)
-                self._read(stream, step, seen, lambda: client.cancel(stream.generation_id))
+                self._read(client, stream, step, seen, lambda: client.cancel(stream.generation_id))
             case "attach":
                 at = step.get("from_position", 0)
                 stream = client.attach(self._generation_id, at, self._chains[at - 1] if at else None)
-                self._read(stream, step, seen, lambda: client.cancel(stream.generation_id))
+                self._read(client, stream, step, seen, lambda: client.cancel(stream.generation_id))
             case "complete":
                 answer = client.complete(prompt, timeout_s=timeout_s, **knobs)
                 for number, choice in enumerate(answer.choices):
@@ -73,9 +73,10 @@ class Runner:
             case "end":
                 self._opened.end()
             case "say":
-                self._read(self._opened.send(prompt, timeout_s=timeout_s), step, seen, self._opened.interrupt)
+                turn = self._opened.send(prompt, timeout_s=timeout_s)
+                self._read(client, turn, step, seen, self._opened.interrupt)
 
-    def _read(self, stream: Stream, step: Step, seen: Observation, stop: Callable[[], object]) -> None:
+    def _read(self, client: Client, stream: Stream, step: Step, seen: Observation, stop: Callable[[], object]) -> None:
         is_stopped = False
         self._chains = []
         for delta in stream:
@@ -86,6 +87,8 @@ class Runner:
             self._generation_id = stream.generation_id
             if len(seen["positions"]) >= step.get("leave_after", float("inf")):
                 break
+            if len(seen["positions"]) >= step.get("close_after", float("inf")):
+                client.close()
             if len(seen["positions"]) >= step.get("cancel_after", float("inf")) and not is_stopped:
                 is_stopped = True
                 stop()

@@ -59,6 +59,16 @@ async def test_a_deadline_ends_what_it_started(runner: Runner, recorder: Scripte
     assert recorder.cancelled == [GENERATION_ID] * 3
 
 
+async def test_the_end_of_a_client_ends_what_it_reads(runner: Runner, recorder: ScriptedGateway) -> None:
+    """Told before the client's end is done, and its reader is told too: it is not a short text."""
+    recorder.cuts += [Cut(4, stall=True)]
+    step: dict[str, Any] = {"do": "generate", "at": ["recorder"], "prompt": "x", "close_after": 1}
+    (seen,) = await runner.run({"gateways": {"recorder": recorder.address} | dict(runner.gateways), "steps": [step]})
+
+    assert (seen["texts"], seen["error"]["kind"]) == (["a"], "Cancelled")
+    assert recorder.cancelled == [GENERATION_ID]
+
+
 async def test_the_conversation_of_the_readme_in_a_browser(page: Browser, proxies: dict[str, str]) -> None:
     """Of the TypeScript client's; it talks to a real herd."""
     text = await page.run({"visit": f"/conversation?herd=http://{proxies['both']}", "until": "turns"})

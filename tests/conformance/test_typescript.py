@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.clients.python.gateway_processes import GatewayProcess, gateway_processes, reader_of
-from tests.clients.python.scripted_gateway import scripted
+from tests.clients.python.scripted_gateway import GENERATION_ID, scripted
 from tests.conformance.envoy import envoy
 from tests.conformance.runners import Observation, Program
 from tests.herd_process import HerdProcess
@@ -146,6 +146,16 @@ async def test_the_key_goes_with_every_call(node: tuple[str, ...], programs: Cal
 
     assert (first["texts"], rest["texts"]) == (["abcdef"], ["def"])
     assert [metadata["authorization"] for metadata in gateway.metadata] == ["Bearer secret"] * 2
+
+
+async def test_the_end_of_a_client_ends_what_it_awaits(node: tuple[str, ...], programs: Callable[..., Program]) -> None:
+    """Of `complete` no id is known: its request_id finds the generation."""
+    async with scripted("abcdef") as gateway:
+        step = {"do": "complete", "at": ["it"], "prompt": "x", "close_after": 0}
+        (seen,) = await programs(*node).run({"gateways": {"it": gateway.address}, "steps": [step]})
+
+    assert seen["error"]["kind"] == "Cancelled"
+    assert gateway.cancelled == [GENERATION_ID]
 
 
 @pytest.mark.parametrize(("is_secured", "num_calls"), [(False, 2), (True, 1)])

@@ -32,6 +32,7 @@ type step struct {
 	Knobs        map[string]json.RawMessage `json:"knobs"`
 	CancelAfter  *int                       `json:"cancel_after"` // tokens, then Cancel by another call
 	LeaveAfter   *int                       `json:"leave_after"`  // tokens, then Close
+	CloseAfter   *int                       `json:"close_after"`  // tokens, then the client's
 	TellAfter    *int                       `json:"tell_after"`   // tokens, then the generation's id is a line of standard output
 	FromPosition uint32                     `json:"from_position"`
 }
@@ -167,6 +168,11 @@ func (r *runner) read(stream *llamaherd.Stream, step step, seen *observation, st
 		}
 		if len(seen.Positions) >= orNever(step.LeaveAfter) {
 			break
+		}
+		if len(seen.Positions) >= orNever(step.CloseAfter) {
+			if err := r.clients[len(r.clients)-1].Close(); err != nil {
+				return err
+			}
 		}
 		if len(seen.Positions) >= orNever(step.CancelAfter) && !isStopped {
 			isStopped = true

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
 	v1 "llamaherd.dev/llamaherd/v1"
@@ -17,6 +16,7 @@ type calls struct {
 	how       reach
 	gateways  []*gateway
 	targets   *targets
+	running   running
 	farewells farewells
 	isClosed  atomic.Bool
 }
@@ -34,8 +34,9 @@ func newCalls(addresses []string, how reach) (*calls, error) {
 	return c, nil
 }
 
-// close waits for the farewells first: whoever was not waited for has to know.
+// close has everything left that still runs, and waits for the farewells: whoever is not waited for has to know.
 func (c *calls) close() error {
+	c.running.cut()
 	c.farewells.wait()
 	c.isClosed.Store(true)
 	var first error
@@ -55,7 +56,7 @@ func (c *calls) tries(ctx context.Context) *tries {
 // next is where the next attempt goes. The error is Cancelled once the client is closed.
 func (c *calls) next(t *tries) (*gateway, error) {
 	if c.isClosed.Load() {
-		return nil, &Error{Kind: Cancelled, Code: codes.Canceled, Text: "the client is closed"}
+		return nil, closed()
 	}
 	return c.gateways[t.nextTarget()], nil
 }

@@ -3,6 +3,7 @@ package llamaherd
 import (
 	"context"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	v1 "llamaherd.dev/llamaherd/v1"
@@ -110,21 +111,23 @@ type turn struct {
 	followsInterrupt bool
 }
 
-// call is the same every time: the service finds the turn by the message's request_id, and tells it from its start.
-func (t *turn) call(ctx context.Context, at *gateway) (*call, error) {
+// next is the same every time: the service finds the turn by the message's request_id, and tells it from its start.
+func (t *turn) next() ask[*call] {
 	t.wasSent = true
-	rpc, err := at.chat.SendTurn(ctx, t.request)
-	if err != nil {
-		return nil, err
-	}
-	receive := func() (response, error) {
-		said, err := rpc.Recv()
-		if end := said.GetTurnFinished(); end != nil {
-			t.reading.turn = end
+	return func(ctx context.Context, at *gateway, _ ...grpc.CallOption) (*call, error) {
+		rpc, err := at.chat.SendTurn(ctx, t.request)
+		if err != nil {
+			return nil, err
 		}
-		return turnResponse{said}, err
+		receive := func() (response, error) {
+			said, err := rpc.Recv()
+			if end := said.GetTurnFinished(); end != nil {
+				t.reading.turn = end
+			}
+			return turnResponse{said}, err
+		}
+		return &call{receive: receive, trailer: rpc.Trailer}, nil
 	}
-	return &call{receive: receive, trailer: rpc.Trailer}, nil
 }
 
 func (t *turn) failed(err *Error) *Error {

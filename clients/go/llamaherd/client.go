@@ -22,7 +22,7 @@ const (
 // Client reaches a herd by its gateways. Goroutines may share it. The context of a call is that of all its attempts: its
 // deadline is the deadline that the service is told, and its outgoing metadata goes with each of them.
 //
-// What a call of Generate, Complete or Say has started ends with its context, told to the service in the background. A
+// What a call of Generate, Complete or Say has started ends with its context, or the client, told to the service. A
 // deadline alone leaves it running for its resume window where the caller may come back: by WithRequestID, or by a
 // ResumeWindowMs in the spec.
 type Client struct {
@@ -70,8 +70,8 @@ func New(addresses []string, options ...Option) (*Client, error) {
 	return &Client{calls}, nil
 }
 
-// Close ends every connection, and what still runs over it; before, it waits until the service knows what nobody waits
-// for any more, within a few seconds.
+// Close leaves every stream, whoever reads it, and ends every connection: what was started and still runs ends at the
+// service too, and Close returns once that knows, within a few seconds. Whoever waits is told Cancelled.
 func (c *Client) Close() error {
 	return c.calls.close()
 }
@@ -131,13 +131,13 @@ func (c *Client) Complete(
 ) (*v1.CompleteResponse, error) {
 	start := startOf(options)
 	request := &v1.CompleteRequest{Spec: spec, RequestId: &start.requestID}
-	response, err := answer(ctx, c.calls, unary(generationStub, v1.GenerationServiceClient.Complete, request))
-	if err != nil && !start.mayComeBack(spec) && endsWhatItStarted(err, false) {
-		c.calls.farewells.begin(ctx, func(ctx context.Context) error {
-			return c.cancelStarted(ctx, spec, start.requestID)
-		})
+	once := unary(generationStub, v1.GenerationServiceClient.Complete, request)
+	if start.mayComeBack(spec) {
+		return answer(ctx, c.calls, once)
 	}
-	return response, err
+	return answerOrEnd(ctx, c.calls, once, func(ctx context.Context) error {
+		return c.cancelStarted(ctx, spec, start.requestID)
+	})
 }
 
 // Submit starts a generation and returns its id at once; Attach or Get reads it.

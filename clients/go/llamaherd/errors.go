@@ -176,6 +176,11 @@ func broken(text string) *Error {
 	return &Error{Kind: ConnectionBroken, Code: codes.Unknown, Text: text}
 }
 
+// closed is the error of a call by a client that is closed.
+func closed() *Error {
+	return &Error{Kind: Cancelled, Code: codes.Canceled, Text: "the client is closed"}
+}
+
 // typed is what a call failed with, as an error of ours.
 func typed(ctx context.Context, err error, trailer metadata.MD) *Error {
 	if ours, ok := err.(*Error); ok {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -53,6 +54,84 @@ func (f *farewells) wait() {
 	for _, each := range all {
 		<-each.done
 	}
+}
+
+// leaver is a call that is left, and ends what it has started, when its client ends.
+type leaver interface{ cut() }
+
+// running are those whose callers wait.
+type running struct {
+	mutex    sync.Mutex
+	all      map[leaver]bool
+	hasEnded bool
+}
+
+// add is false once the client ends: then nothing may begin.
+func (r *running) add(each leaver) bool {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	if r.hasEnded {
+		return false
+	}
+	if r.all == nil {
+		r.all = map[leaver]bool{}
+	}
+	r.all[each] = true
+	return true
+}
+
+func (r *running) remove(each leaver) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	delete(r.all, each)
+}
+
+// cut tells them that the client ends.
+func (r *running) cut() {
+	r.mutex.Lock()
+	r.hasEnded = true
+	all := r.all
+	r.all = nil
+	r.mutex.Unlock()
+	for each := range all {
+		each.cut()
+	}
+}
+
+// answering is a call whose caller waits for all of its answer.
+type answering struct {
+	end   context.CancelFunc // of the call
+	leave func()             // has what it started ended
+	once  sync.Once
+	isCut atomic.Bool
+}
+
+// answerOrEnd is answer, for a call that starts something: say ends that if nobody waits for it any more.
+func answerOrEnd[T any](
+	ctx context.Context, c *calls, once ask[T], say func(context.Context) error,
+) (response T, err error) {
+	waiting, end := context.WithCancel(ctx)
+	defer end()
+	this := &answering{end: end, leave: func() { c.farewells.begin(ctx, say) }}
+	if !c.running.add(this) {
+		return response, closed()
+	}
+	defer c.running.remove(this)
+	response, err = answer(waiting, c, once)
+	switch {
+	case err == nil:
+	case this.isCut.Load():
+		err = closed()
+	case endsWhatItStarted(err, false):
+		this.once.Do(this.leave)
+	}
+	return response, err
+}
+
+func (a *answering) cut() {
+	a.isCut.Store(true)
+	a.once.Do(a.leave)
+	a.end()
 }
 
 // endsWhatItStarted tells whether a call that failed so ends its generation too: its caller has left, or the time is over

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -22,6 +23,9 @@ func (o overdue) Err() error {
 	}
 	return nil
 }
+
+// Value hides the parent, whose own error the contexts below would take otherwise.
+func (overdue) Value(any) any { return nil }
 
 // withDeadline gives what makes the deadline pass.
 func withDeadline() (context.Context, context.CancelFunc) {
@@ -220,5 +224,92 @@ func TestADeadlineInterruptsItsTurn(t *testing.T) {
 			t.Error(stream.Err())
 		}
 		told(t, client, played, each.want...)
+	}
+}
+
+func TestTheClientsEndEndsWhatIsRead(t *testing.T) {
+	for _, isReading := range []bool{false, true} { // at that moment, in another goroutine
+		played := long()
+		client := serve(t, played, nil)
+		stream := client.Generate(context.Background(), Text("Once"), WithRequestID("mine"))
+		if !stream.Next() {
+			t.Fatal(stream.Err())
+		}
+		isThere := make(chan bool, 1)
+		read := func() { isThere <- stream.Next() }
+		if isReading {
+			go read()
+		}
+		told(t, client, played, "Generate", "CancelGeneration one")
+		if !isReading {
+			read()
+		}
+		if <-isThere || !errors.Is(stream.Err(), Cancelled) || stream.Close() != nil {
+			t.Error(stream.Err())
+		}
+	}
+}
+
+func TestTheClientsEndDoesNotWaitForTheNextAttempt(t *testing.T) {
+	played := &script{}
+	called := make(chan struct{})
+	played.generate = func(_ int, stream v1.GenerationService_GenerateServer) error {
+		close(called)
+		return refused(stream.Context(), "3600000")
+	}
+	client := serve(t, played, nil, WithPatience(2*time.Hour))
+	stream := client.Generate(context.Background(), Text("Once"))
+	isThere := make(chan bool, 1)
+	go func() { isThere <- stream.Next() }()
+	<-called
+	client.Close()
+	if <-isThere || !errors.Is(stream.Err(), Cancelled) {
+		t.Error(stream.Err())
+	}
+}
+
+func TestTheClientsEndEndsWhatIsAwaited(t *testing.T) {
+	for _, each := range []struct {
+		options []StartOption
+		want    []string
+	}{
+		{nil, []string{"Complete", "SubmitGeneration", "CancelGeneration one"}},
+		{[]StartOption{WithRequestID("mine")}, []string{"Complete"}},
+	} {
+		called := make(chan struct{})
+		played := &script{complete: func(ctx context.Context) (*v1.CompleteResponse, error) {
+			close(called)
+			<-ctx.Done()
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}}
+		client := serve(t, played, nil)
+		failed := make(chan error, 1)
+		go func() {
+			_, err := client.Complete(context.Background(), Text("Once"), each.options...)
+			failed <- err
+		}()
+		<-called
+		told(t, client, played, each.want...)
+		if err := <-failed; !errors.Is(err, Cancelled) {
+			t.Error(err)
+		}
+	}
+}
+
+func TestTheClientsEndInterruptsItsTurn(t *testing.T) {
+	played := &script{}
+	played.chat = &talk{played: played}
+	client := serve(t, played, nil)
+	chat, err := client.Chat(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream := chat.Say(context.Background(), "Hello")
+	if !stream.Next() {
+		t.Fatal(stream.Err())
+	}
+	told(t, client, played, "SendTurn", "Interrupt")
+	if stream.Next() || !errors.Is(stream.Err(), Cancelled) {
+		t.Error(stream.Err())
 	}
 }

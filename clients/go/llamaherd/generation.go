@@ -20,24 +20,22 @@ type generation struct {
 	isFound   bool                // its caller can come back to it
 }
 
-func (g *generation) call(ctx context.Context, at *gateway) (*call, error) {
+func (g *generation) next() ask[*call] {
 	if g.request != nil && g.reading.generationID == "" {
 		g.wasCalled = true
-		rpc, err := at.generation.Generate(ctx, g.request)
-		if err != nil {
-			return nil, err
+		return func(ctx context.Context, at *gateway, _ ...grpc.CallOption) (*call, error) {
+			rpc, err := at.generation.Generate(ctx, g.request)
+			return callOf[*v1.GenerateResponse](rpc, err)
 		}
-		return callOf[*v1.GenerateResponse](rpc), nil
 	}
 	request := &v1.AttachRequest{GenerationId: g.reading.generationID, FromPosition: g.reading.position()}
 	if request.FromPosition > 0 {
 		request.Chain = g.reading.chain()
 	}
-	rpc, err := at.generation.Attach(ctx, request)
-	if err != nil {
-		return nil, err
+	return func(ctx context.Context, at *gateway, _ ...grpc.CallOption) (*call, error) {
+		rpc, err := at.generation.Attach(ctx, request)
+		return callOf[*v1.AttachResponse](rpc, err)
 	}
-	return callOf[*v1.AttachResponse](rpc), nil
 }
 
 // failed has a generation that is gone before any of it came started again: its record was lost with a tail of the log.
@@ -70,7 +68,10 @@ func (g *generation) farewell(ctx context.Context) error {
 func callOf[R response](rpc interface {
 	grpc.ClientStream
 	Recv() (R, error)
-}) *call {
+}, err error) (*call, error) {
+	if err != nil {
+		return nil, err
+	}
 	receive := func() (response, error) { return rpc.Recv() }
-	return &call{receive: receive, trailer: rpc.Trailer}
+	return &call{receive: receive, trailer: rpc.Trailer}, nil
 }

@@ -3,24 +3,13 @@ package llamaherd
 import (
 	"context"
 	"io"
-	"strings"
+	"sync"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
 	v1 "llamaherd.dev/llamaherd/v1"
 )
-
-// Delta is what came of one choice.
-type Delta struct {
-	// Choice is which, from 0.
-	Choice uint32
-	// Text goes at the end of the choice's text.
-	Text string
-	// Tokens are what the text came with; none if the choice's end released text that was held back.
-	Tokens []*v1.Token
-	// Finished says why the choice ended, with its last delta.
-	Finished *v1.ChoiceFinished
-}
 
 // Stream is one generation, or one turn of a conversation, for one goroutine:
 //
@@ -34,21 +23,26 @@ type Delta struct {
 type Stream struct {
 	ctx     context.Context
 	calls   *calls
-	reading *reading
-	source  source
 	tries   *tries
-	before  *Stream // of a conversation: the turn before, which has to be ended first
-	call    *call   // the one at hand, if there is one
+	before  *Stream         // of a conversation: the turn before, which has to be ended first
+	life    context.Context // of its calls and waits, from the first Next on
+	call    *call           // the one at hand, if there is one
 	pending []Delta
 	delta   Delta
 	err     error
-	left    *farewell // to what the stream has started
+
+	mutex   sync.Mutex // of what its client's end needs too; whoever is left changes none of it
+	reading *reading   // who reads may look without
+	source  source
+	end     context.CancelFunc // of life
+	isCut   bool               // by its client's end
+	left    *farewell          // to what the stream has started
 }
 
 // source is where a reading comes from.
 type source interface {
-	// call makes the call that goes on from where the reading stands.
-	call(context.Context, *gateway) (*call, error)
+	// next is the call that goes on from where the reading stands.
+	next() ask[*call]
 	// failed is the error to act on, for one that the call at hand ended with.
 	failed(*Error) *Error
 	// mayRun tells whether what the source has started may still be running, and is its reader's to end.
@@ -75,7 +69,7 @@ func (s *Stream) Next() bool {
 	s.endBefore()
 	for len(s.pending) == 0 {
 		if s.isOver() {
-			s.hangUp()
+			s.finish()
 			return false
 		}
 		if err := s.goOn(); err != nil {
@@ -96,14 +90,17 @@ func (s *Stream) Err() error { return s.err }
 // unless it is complete or has failed; where the end of its context has begun that already, Close waits for it. The error
 // says that it could not be ended, and ends by its resume window.
 func (s *Stream) Close() error {
-	s.hangUp()
 	s.pending = nil
+	s.mutex.Lock()
 	s.leave()
-	if s.left == nil {
+	left := s.left
+	s.mutex.Unlock()
+	s.finish()
+	if left == nil {
 		return nil
 	}
-	<-s.left.done
-	return s.left.err
+	<-left.done
+	return left.err
 }
 
 // GenerationID is for Attach, Get and Cancel; empty before `accepted`, and for a turn.
@@ -140,6 +137,11 @@ func (s *Stream) Turn() *v1.TurnFinished { return s.reading.turn }
 
 // isOver tells whether nothing is left to wait for: of a complete stream, neither is the status of its call.
 func (s *Stream) isOver() bool {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.isCut && s.err == nil && s.reading.completed == nil {
+		s.err = closed()
+	}
 	return s.err != nil || s.reading.isLeft || s.reading.completed != nil && s.call == nil
 }
 
@@ -167,7 +169,7 @@ func (s *Stream) goOn() *Error {
 	case err != nil:
 		return typed(s.ctx, err, s.call.trailer())
 	}
-	news, failure := s.reading.take(said)
+	news, failure := s.take(said)
 	if news.isAny {
 		s.tries.progressed()
 	}
@@ -175,7 +177,19 @@ func (s *Stream) goOn() *Error {
 	return failure
 }
 
+func (s *Stream) take(said response) (news, *Error) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.reading.isLeft {
+		return news{}, closed()
+	}
+	return s.reading.take(said)
+}
+
 func (s *Stream) begin() *Error {
+	if !s.live() {
+		return closed()
+	}
 	if s.ctx.Err() != nil {
 		return ended(s.ctx)
 	}
@@ -183,8 +197,9 @@ func (s *Stream) begin() *Error {
 	if err != nil {
 		return typed(s.ctx, err, nil)
 	}
-	ctx, cancel := context.WithCancel(s.calls.how.outgoing(s.ctx))
-	s.call, err = s.source.call(ctx, gateway)
+	next := s.next()
+	ctx, cancel := context.WithCancel(s.life)
+	s.call, err = next(ctx, gateway)
 	if err != nil {
 		cancel()
 		s.call = nil
@@ -194,23 +209,63 @@ func (s *Stream) begin() *Error {
 	return nil
 }
 
+// live begins the stream, unless it has begun. It is false once the client ends.
+func (s *Stream) live() bool {
+	if s.life != nil {
+		return true
+	}
+	s.life, s.end = context.WithCancel(s.calls.how.outgoing(s.ctx))
+	return s.calls.running.add(s)
+}
+
+func (s *Stream) next() ask[*call] {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.reading.isLeft {
+		return func(context.Context, *gateway, ...grpc.CallOption) (*call, error) { return nil, closed() }
+	}
+	return s.source.next()
+}
+
 // fail waits if there is to be another call; otherwise the stream has failed.
 func (s *Stream) fail(err *Error) {
 	s.hangUp()
 	if s.reading.completed != nil {
 		return // everything has come: nothing more was to be said
 	}
-	s.err = s.tries.wait(s.ctx, s.source.failed(err))
+	failure := s.tries.wait(s.life, s.failed(err))
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
 	switch {
-	case s.err == nil:
-	case endsWhatItStarted(s.err, s.source.mayComeBack()):
+	case failure == nil || s.reading.isLeft: // by the client's end, which is what there is to tell then
+	case endsWhatItStarted(failure, s.source.mayComeBack()):
+		s.err = failure
 		s.leave()
 	default:
+		s.err = failure
 		s.reading.isLeft = true // as it is, for another to attach
 	}
 }
 
-// leave reads no more, and has what the stream started ended.
+func (s *Stream) failed(err *Error) *Error {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.reading.isLeft {
+		return err
+	}
+	return s.source.failed(err)
+}
+
+// cut leaves the stream because its client ends: whoever reads it is told so.
+func (s *Stream) cut() {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.isCut = true
+	s.leave()
+	s.end()
+}
+
+// leave reads no more, and has what the stream started ended. Whoever calls it has the mutex.
 func (s *Stream) leave() {
 	isOurs := s.reading.goesOn() && s.source.mayRun()
 	s.reading.isLeft = true
@@ -219,34 +274,18 @@ func (s *Stream) leave() {
 	}
 }
 
+// finish gives back what a stream has that nobody reads any more.
+func (s *Stream) finish() {
+	s.hangUp()
+	if s.life != nil {
+		s.calls.running.remove(s)
+		s.end()
+	}
+}
+
 func (s *Stream) hangUp() {
 	if s.call != nil {
 		s.call.cancel()
 		s.call = nil
 	}
-}
-
-// deltasOf is the deltas of one response; accepted, queued, started and completed have none.
-func deltasOf(news news) []Delta {
-	var deltas []Delta
-	for tokens := news.tokens; len(tokens) > 0; {
-		num := 1
-		for num < len(tokens) && tokens[num].GetChoice() == tokens[0].GetChoice() {
-			num++
-		}
-		deltas = append(deltas, Delta{Choice: tokens[0].GetChoice(), Text: textOf(tokens[:num]), Tokens: tokens[:num]})
-		tokens = tokens[num:]
-	}
-	if end := news.finished; end != nil {
-		deltas = append(deltas, Delta{Choice: end.GetChoice(), Text: end.GetText(), Finished: end})
-	}
-	return deltas
-}
-
-func textOf(tokens []*v1.Token) string {
-	var text strings.Builder
-	for _, token := range tokens {
-		text.WriteString(token.GetText())
-	}
-	return text.String()
 }

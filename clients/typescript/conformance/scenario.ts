@@ -21,6 +21,7 @@ interface Step {
   readonly knobs?: Readonly<Record<string, unknown>>;
   readonly cancel_after?: number; // tokens, then `cancel` by another call
   readonly leave_after?: number; // tokens, then `break`
+  readonly close_after?: number; // tokens, then the client ends; `complete` has none before its end
   readonly tell_after?: number; // tokens, then the generation's id is a line of standard output
   readonly from_position?: number; // of the generation that was observed last, with its chain
 }
@@ -111,7 +112,8 @@ class Runner implements AsyncDisposable {
         return this.#read(client.attach(place), step, seen, (id) => client.cancel(id));
       }
       case "complete": {
-        const answer = await client.complete(prompt, knobs);
+        const isClosed = step.close_after !== undefined;
+        const [answer] = await Promise.all([client.complete(prompt, knobs), isClosed && client.close()]);
         for (const [choice, { text, tokens, finished }] of answer.choices.entries()) {
           add(seen, choice, text, tokens);
           end(seen, choice, finished);
@@ -147,6 +149,7 @@ class Runner implements AsyncDisposable {
         console.log(JSON.stringify(stream.generationId));
       }
       if (seen.positions.length >= (step.leave_after ?? Infinity)) break;
+      if (seen.positions.length >= (step.close_after ?? Infinity)) await this.#clients.at(-1)?.close();
       if (seen.positions.length >= (step.cancel_after ?? Infinity) && !isStopped) {
         isStopped = true;
         await stop(stream.generationId);

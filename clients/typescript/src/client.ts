@@ -10,7 +10,7 @@ import {
 } from "../gen/llamaherd/v1/generation_pb.js";
 import type { Accepted } from "../gen/llamaherd/v1/common_pb.js";
 import type { Model } from "../gen/llamaherd/v1/model_pb.js";
-import { Calls, endsWhatItStarted } from "./calls.js";
+import { type Ask, Calls } from "./calls.js";
 import { Chat, type ChatOptions } from "./chat.js";
 import { broken } from "./errors.js";
 import { Gateway, type Link } from "./gateway.js";
@@ -71,13 +71,9 @@ export abstract class HerdClient implements Disposable {
   /** Generate, and return everything at once. */
   async complete(prompt: Input, knobs: StartKnobs = {}): Promise<CompleteResponse> {
     const request = started(prompt, knobs);
-    const { timeoutMs } = knobs;
-    try {
-      return await this.#calls.answer((gateway, options) => gateway.generation.complete(request, options), timeoutMs);
-    } catch (error) {
-      if (endsWhatItStarted(error, mayComeBack(knobs))) void this.#calls.say(this.#cancelStarted(request));
-      throw error;
-    }
+    const ask: Ask<CompleteResponse> = (gateway, options) => gateway.generation.complete(request, options);
+    if (mayComeBack(knobs)) return this.#calls.answer(ask, knobs.timeoutMs);
+    return this.#calls.answerOrEnd(ask, knobs.timeoutMs, () => this.#cancelStarted(request));
   }
 
   /** Start a generation and return its id at once; `attach` or `get` reads it. */
@@ -117,8 +113,9 @@ export abstract class HerdClient implements Disposable {
   }
 
   /**
-   * End every connection, and what still runs over it; a program with open connections does not end. Resolves when that is
-   * done: at once, or within a few seconds, when the service knows what a deadline has ended.
+   * Leave every stream, whoever reads it, and end every connection; a program with open connections does not end. What was
+   * started and still runs ends at the service too: resolves at once, or within a few seconds, when that knows. Whoever
+   * waits is told Cancelled.
    */
   close(): Promise<void> {
     return this.#calls.close();

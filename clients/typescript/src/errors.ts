@@ -131,6 +131,11 @@ export function broken(text: string): HerdError {
   return new HerdError("ConnectionBroken", text, Code.Unknown);
 }
 
+/** The client has ended. */
+export function closed(): HerdError {
+  return new HerdError("Cancelled", "the client is closed", Code.Canceled);
+}
+
 function kindOf(error: ConnectError, reason: string): ErrorKind {
   if (reason in KIND_BY_REASON) return KIND_BY_REASON[reason as keyof typeof KIND_BY_REASON];
   // A connection cut within a message is for Connect an invalid argument: only a status with trailers was sent to us.

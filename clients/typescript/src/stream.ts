@@ -4,7 +4,7 @@ import type { CallOptions } from "@connectrpc/connect";
 import type { TurnFinished } from "../gen/llamaherd/v1/chat_pb.js";
 import type { Accepted, ChoiceFinished, Completed, Token } from "../gen/llamaherd/v1/common_pb.js";
 import { type Calls, endsWhatItStarted, failure } from "./calls.js";
-import { HerdError } from "./errors.js";
+import { closed, HerdError } from "./errors.js";
 import type { Part, Reading } from "./reading.js";
 import type { Tries } from "./tries.js";
 
@@ -32,8 +32,9 @@ export interface Manner {
 /**
  * One generation, or one turn of a conversation. Nothing is sent before the iteration begins; it is iterated once.
  * It survives the loss of connections and gateways: no token is lost, none comes twice. Leaving it early, by `break` or
- * an exception, ends what it started; the loop is left once the service knows. So does its deadline, in the background,
- * unless the call was given a requestId or a resumeWindowMs. After another error it is left as it is, for others to attach.
+ * an exception, ends what it started; the loop is left once the service knows. So does its client's end, and its deadline,
+ * in the background, unless the call was given a requestId or a resumeWindowMs. After another error it is left as it is,
+ * for others to attach.
  */
 export class Stream implements AsyncIterable<Delta> {
   readonly #calls: Calls;
@@ -41,6 +42,7 @@ export class Stream implements AsyncIterable<Delta> {
   readonly #manner: Manner;
   #leaving: Promise<void> | undefined;
   #attempt: AbortController | undefined;
+  #isCut = false; // by its client's end
 
   constructor(calls: Calls, reading: Reading, manner: Manner) {
     this.#calls = calls;
@@ -86,14 +88,17 @@ export class Stream implements AsyncIterable<Delta> {
   async *[Symbol.asyncIterator](): AsyncGenerator<Delta, void, undefined> {
     let hasFailed = false;
     try {
+      this.#calls.begin(this);
       const tries = this.#calls.tries(this.#manner.timeoutMs);
       while (this.#reading.goesOn) yield* this.#goOn(tries);
+      if (this.#isCut && !this.completed) throw closed();
     } catch (error) {
       hasFailed = error instanceof HerdError;
       if (endsWhatItStarted(error, this.#manner.mayComeBack)) this.#leave();
       else if (hasFailed) this.#reading.leave();
       throw error;
     } finally {
+      this.#calls.ended(this);
       if (!hasFailed) await this.close();
     }
   }
@@ -103,6 +108,13 @@ export class Stream implements AsyncIterable<Delta> {
     this.#leave();
     this.#attempt?.abort();
     await this.#leaving;
+  }
+
+  /** Leave, because the client ends: whoever reads is told so. */
+  cut(): void {
+    this.#isCut = true;
+    this.#leave();
+    this.#attempt?.abort();
   }
 
   #leave(): void {
@@ -123,7 +135,8 @@ export class Stream implements AsyncIterable<Delta> {
       }
       this.#reading.ended();
     } catch (error) {
-      if (this.#reading.goesOn) await this.#calls.pause(tries, this.#reading.failed(failure(error)));
+      const isRead = this.#reading.goesOn;
+      if (isRead) await this.#calls.pause(tries, this.#reading.failed(failure(error)), attempt.signal);
     } finally {
       attempt.abort();
     }

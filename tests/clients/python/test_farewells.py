@@ -114,6 +114,30 @@ async def test_whoever_reads_when_the_client_ends_is_told() -> None:
         assert gateway.cancelled == [GENERATION_ID] * 2
 
 
+async def test_the_client_s_end_ends_what_is_awaited() -> None:
+    """In another thread or task; unless its caller may come back."""
+    async with scripted("text") as gateway:
+        client = herd.Client(gateway.address)
+        waiting = [
+            asyncio.create_task(asyncio.to_thread(client.complete, "count", request_id=request_id))
+            for request_id in (None, "mine")
+        ]
+        await until(lambda: len(gateway.requests) == 2)
+        await asyncio.to_thread(client.close)
+        for task in waiting:
+            with pytest.raises(herd.Cancelled):
+                await task
+        assert gateway.cancelled == [GENERATION_ID]
+
+        aclient = herd.AsyncClient(gateway.address)
+        task = asyncio.create_task(aclient.complete("count"))
+        await until(lambda: len(gateway.requests) == 3)
+        await aclient.close()
+        with pytest.raises(herd.Cancelled):
+            await task
+        assert gateway.cancelled == [GENERATION_ID] * 2
+
+
 FORK = """
 import os
 from llamaherd.client import Client

@@ -43,13 +43,16 @@ class AsyncClient(Methods):
         self._targets = Targets(len(self._reach.addresses))
         self._channels: list[grpc.aio.Channel] = []  # made by the first call: each belongs to the loop that runs then
         self._streams: set[AsyncStream] = set()  # that are being read
+        self._awaited: dict[object, Callable[[], Farewell]] = {}  # answers, and what ends that which they are of
         self._last_words: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     async def close(self) -> None:
-        """Leave every stream, and end every connection; returns once the service knows, within 6 s at most."""
+        """As `Client.close`."""
         for stream in list(self._streams):
             stream.cut()
+        for this in list(self._awaited):
+            self._end_awaited(this)
         if self._last_words:
             await asyncio.wait(self._last_words)
         self._is_closed = True
@@ -64,12 +67,22 @@ class AsyncClient(Methods):
 
     async def answer(self, call: UnaryCall[Answer]) -> Answer:
         """Make a call, again where that is right. Raises HerdError."""
+        this = object()
+        if call.farewell is not None:
+            self._awaited[this] = call.farewell
         try:
             return await self._answer(call)
-        except BaseException as error:
-            if call.farewell is not None and ends_what_it_started(error):
-                self.begin_farewell(call.farewell())
+        except asyncio.CancelledError:
+            if self._is_closed and not _is_cancelled():
+                raise closed() from None  # the client's end has cancelled the call alone
+            self._end_awaited(this)
             raise
+        except BaseException as error:
+            if ends_what_it_started(error):
+                self._end_awaited(this)
+            raise
+        finally:
+            self._awaited.pop(this, None)
 
     async def _answer(self, call: UnaryCall[Answer]) -> Answer:
         async def ask(channel: grpc.aio.Channel, timeout_s: float | None, metadata: Metadata) -> Answer:
@@ -134,6 +147,11 @@ class AsyncClient(Methods):
         self._last_words.add(task)
         task.add_done_callback(self._last_words.discard)
         return task
+
+    def _end_awaited(self, this: object) -> None:
+        farewell = self._awaited.pop(this, None)
+        if farewell is not None:
+            self.begin_farewell(farewell())
 
     async def _say(self, farewell: Farewell) -> None:
         answer = None
@@ -237,8 +255,7 @@ class AsyncStream(StreamFacts):
             if not self._reading.is_complete:
                 await asyncio.sleep(self._tries.failed(self._reading.failed(typed(error))))
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._is_cut or (task is not None and task.cancelling()):
+            if not self._is_cut or _is_cancelled():
                 raise  # the reader's task; else the client's end has cancelled the call alone
         finally:
             rpc.cancel()
@@ -282,6 +299,12 @@ class AsyncChat(ChatFacts):
         """End the conversation for good; the service deletes what was said."""
         await self.close()
         await self._client.converse(self._conversation.ending())
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task is, and not only a call that it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _channel(reach: Connections, address: str) -> grpc.aio.Channel:

@@ -71,19 +71,25 @@ class Client(Methods):
         self._pid = os.getpid()  # of the process that has them
         self._lock = threading.RLock()  # of all below; a collected generator may come back to it
         self._streams: set[Stream] = set()  # that are being read
+        self._awaited: dict[object, Callable[[], Farewell]] = {}  # answers, and what ends that which they are of
         self._farewells: set[Future[None]] = set()
         self._speakers: ThreadPoolExecutor | None = None
         self._is_closed = False
 
     def close(self) -> None:
-        """Leave every stream, and end every connection; returns once the service knows, within 6 s at most."""
+        """Leave every stream, and what else is awaited, and end every connection; what was started and still runs ends.
+
+        Returns once the service knows, within 6 s at most.
+        """
         if self._is_another_process():
             self._is_closed = True
             return
         with self._lock:
-            streams = list(self._streams)
+            streams, awaited = list(self._streams), list(self._awaited)
         for stream in streams:
             stream.cut()
+        for this in awaited:
+            self._end_awaited(this)
         with self._lock:
             farewells, speakers = set(self._farewells), self._speakers
         wait(farewells, CLOSE_S)
@@ -101,12 +107,20 @@ class Client(Methods):
 
     def answer(self, call: UnaryCall[Answer]) -> Answer:
         """Make a call, again where that is right. Raises HerdError."""
+        if call.farewell is None:
+            return self._answer(call)
+        this = object()
+        with self._lock:
+            self._awaited[this] = call.farewell
         try:
             return self._answer(call)
         except BaseException as error:
-            if call.farewell is not None and ends_what_it_started(error):
-                self.begin_farewell(call.farewell())
+            if ends_what_it_started(error):
+                self._end_awaited(this)
             raise
+        finally:
+            with self._lock:
+                self._awaited.pop(this, None)
 
     def _answer(self, call: UnaryCall[Answer]) -> Answer:
         def ask(channel: grpc.Channel, timeout_s: float | None, metadata: Metadata) -> Answer:
@@ -195,6 +209,12 @@ class Client(Methods):
             pass
         except HerdError as error:
             log.warning("what was left could not be ended, and ends by its resume window: %s", error)
+
+    def _end_awaited(self, this: object) -> None:
+        with self._lock:
+            farewell = self._awaited.pop(this, None)
+        if farewell is not None:
+            self.begin_farewell(farewell())
 
     def _said(self, farewell: "Future[None]") -> None:
         with self._lock:
