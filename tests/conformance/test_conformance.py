@@ -59,6 +59,19 @@ async def test_a_deadline_ends_what_it_started(runner: Runner, recorder: Scripte
     assert recorder.cancelled == [GENERATION_ID] * 3
 
 
+async def test_a_stream_that_gives_up_before_its_deadline_ends_what_it_started(
+    runner: Runner, recorder: ScriptedGateway
+) -> None:
+    """It is to come back after 50 s, and has 40: nobody will. A window of the caller's own says that it may."""
+    recorder.cuts += [Cut(4, trailers=(("grpc-retry-pushback-ms", "50000"),))] * 2
+    step: dict[str, Any] = {"do": "generate", "at": ["recorder"], "prompt": "x", "timeout_s": 40}
+    steps = [step | {"knobs": {"resume_window_ms": 90_000}}, step]
+    seen = await runner.run({"gateways": {"recorder": recorder.address} | dict(runner.gateways), "steps": steps})
+
+    assert [each["error"]["kind"] for each in seen] == ["ConnectionBroken"] * 2
+    assert recorder.cancelled == [GENERATION_ID]
+
+
 async def test_the_end_of_a_client_ends_what_it_reads(runner: Runner, recorder: ScriptedGateway) -> None:
     """Told before the client's end is done, and its reader is told too: it is not a short text."""
     recorder.cuts += [Cut(4, stall=True)]

@@ -106,6 +106,7 @@ type turn struct {
 	reading *reading
 	request *v1.SendTurnRequest
 	wasSent bool
+	isTold  bool
 	isFound bool // its caller can come back to it
 	// The turn before was left by its reader, and may be running for a moment yet.
 	followsInterrupt bool
@@ -121,6 +122,7 @@ func (t *turn) next() ask[*call] {
 		}
 		receive := func() (response, error) {
 			said, err := rpc.Recv()
+			t.isTold = t.isTold || err == nil
 			if end := said.GetTurnFinished(); end != nil {
 				t.reading.turn = end
 			}
@@ -138,6 +140,8 @@ func (t *turn) failed(err *Error) *Error {
 }
 
 func (t *turn) mayRun() bool { return t.wasSent }
+
+func (t *turn) isKnown() bool { return t.isTold }
 
 func (t *turn) mayComeBack() bool { return t.isFound }
 

@@ -22,9 +22,9 @@ const (
 // Client reaches a herd by its gateways. Goroutines may share it. The context of a call is that of all its attempts: its
 // deadline is the deadline that the service is told, and its outgoing metadata goes with each of them.
 //
-// What a call of Generate, Complete or Say has started ends with its context, or the client, told to the service. A
-// deadline alone leaves it running for its resume window where the caller may come back: by WithRequestID, or by a
-// ResumeWindowMs in the spec.
+// What a call of Generate, Complete or Say has started ends with its context, with a stream that gives up since the
+// deadline is too near for another attempt, and with the client. A deadline alone leaves it running for its resume window
+// where the caller may come back: by WithRequestID, or by a ResumeWindowMs in the spec.
 type Client struct {
 	calls *calls
 }

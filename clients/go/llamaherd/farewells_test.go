@@ -173,10 +173,11 @@ func TestAnAnswerThatIsNotWaitedForIsCancelled(t *testing.T) {
 	}
 }
 
-// talk is a ChatService that begins every turn with one token, and goes on for ever.
+// talk is a ChatService that begins every turn with one token, and goes on for ever, or asks to come back later.
 type talk struct {
 	v1.UnimplementedChatServiceServer
-	played *script
+	played   *script
+	pushback string
 }
 
 func (*talk) OpenSession(context.Context, *v1.OpenSessionRequest) (*v1.OpenSessionResponse, error) {
@@ -187,6 +188,9 @@ func (c *talk) SendTurn(_ *v1.SendTurnRequest, stream v1.ChatService_SendTurnSer
 	c.played.note("SendTurn")
 	if err := stream.Send(&v1.SendTurnResponse{Tokens: tokens(0, 1).Tokens}); err != nil {
 		return err
+	}
+	if c.pushback != "" {
+		return refused(stream.Context(), c.pushback)
 	}
 	<-stream.Context().Done()
 	return status.FromContextError(stream.Context().Err()).Err()
@@ -225,6 +229,23 @@ func TestADeadlineInterruptsItsTurn(t *testing.T) {
 		}
 		told(t, client, played, each.want...)
 	}
+}
+
+func TestAnAttemptThatWouldComeAfterTheDeadlineInterruptsItsTurn(t *testing.T) {
+	played := &script{}
+	played.chat = &talk{played: played, pushback: "50000"}
+	client := serve(t, played, nil)
+	chat, err := client.Chat(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	defer cancel()
+	stream := chat.Say(ctx, "Hello")
+	if text := readAll(stream); text != "x" || !errors.Is(stream.Err(), Unavailable) {
+		t.Errorf("%q, %v", text, stream.Err())
+	}
+	told(t, client, played, "SendTurn", "Interrupt")
 }
 
 func TestTheClientsEndEndsWhatIsRead(t *testing.T) {

@@ -54,6 +54,8 @@ func (g *generation) mayRun() bool {
 	return g.request != nil && (g.reading.generationID != "" || g.wasCalled)
 }
 
+func (g *generation) isKnown() bool { return g.reading.generationID != "" }
+
 func (g *generation) mayComeBack() bool { return g.isFound }
 
 // farewell cancels what was read.

@@ -47,6 +47,8 @@ type source interface {
 	failed(*Error) *Error
 	// mayRun tells whether what the source has started may still be running, and is its reader's to end.
 	mayRun() bool
+	// isKnown tells whether the service has told of it, so that it can be ended for certain.
+	isKnown() bool
 	// mayComeBack tells whether its caller can find it again, so that a deadline alone ends nothing.
 	mayComeBack() bool
 	// farewell ends it.
@@ -238,13 +240,19 @@ func (s *Stream) fail(err *Error) {
 	defer s.mutex.Unlock()
 	switch {
 	case failure == nil || s.reading.isLeft: // by the client's end, which is what there is to tell then
-	case endsWhatItStarted(failure, s.source.mayComeBack()):
+	case s.endsWith(failure):
 		s.err = failure
 		s.leave()
 	default:
 		s.err = failure
 		s.reading.isLeft = true // as it is, for another to attach
 	}
+}
+
+// endsWith tells whether a stream that fails so ends what it started: also if it gave up since its deadline is too near.
+func (s *Stream) endsWith(failure error) bool {
+	mayComeBack := s.source.mayComeBack()
+	return s.tries.isOutOfTime && s.source.isKnown() && !mayComeBack || endsWhatItStarted(failure, mayComeBack)
 }
 
 func (s *Stream) failed(err *Error) *Error {

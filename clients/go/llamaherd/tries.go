@@ -82,6 +82,7 @@ type tries struct {
 	backoff      time.Duration
 	target       int
 	hasFailed    bool
+	isOutOfTime  bool // given up, since another attempt would begin after the deadline
 }
 
 func newTries(ctx context.Context, targets *targets, patience time.Duration) *tries {
@@ -125,8 +126,8 @@ func (t *tries) failed(err *Error) (time.Duration, bool) {
 	}
 	t.backoff = time.Duration(math.Min(float64(2*t.backoff), float64(longestWait)))
 	again := now.Add(wait)
-	isTooLate := !t.deadline.IsZero() && again.After(t.deadline)
-	return wait, !isTooLate && !again.After(t.failingSince.Add(t.patience))
+	t.isOutOfTime = !t.deadline.IsZero() && again.After(t.deadline)
+	return wait, !t.isOutOfTime && !again.After(t.failingSince.Add(t.patience))
 }
 
 // wait sleeps until the next attempt. It gives the error if there is to be none.

@@ -130,6 +130,7 @@ export class Chat implements AsyncDisposable {
 class TurnReading extends Reading {
   readonly #sent: SendTurnRequest;
   readonly #after: TurnReading | undefined;
+  #isTold = false;
 
   /** @param after the turn before; if its reader has left it, it may be running for a moment yet. */
   constructor(sent: SendTurnRequest, after: TurnReading | undefined) {
@@ -138,10 +139,15 @@ class TurnReading extends Reading {
     this.#after = after?.completed ? undefined : after;
   }
 
+  override get isKnown(): boolean {
+    return this.#isTold;
+  }
+
   /** The same every time: the service finds the turn by the message's request_id, and tells it from its start. */
   override async *call(gateway: Gateway, options: CallOptions): AsyncIterable<Part> {
     this.wasCalled = true;
     for await (const response of gateway.chat.sendTurn(this.#sent, options)) {
+      this.#isTold = true;
       if (response.event.case === "turnFinished") this.turn = response.event.value;
       yield* partsOfTurn(response);
     }

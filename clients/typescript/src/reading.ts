@@ -67,6 +67,11 @@ export class Reading {
     return this.#chains.at(-1) ?? this.#firstChain;
   }
 
+  /** Whether the service has told of it, so that it can be ended for certain. */
+  get isKnown(): boolean {
+    return this.generationId !== "";
+  }
+
   /** Whether there is more to read, and someone who reads it. */
   get goesOn(): boolean {
     return this.completed === undefined && !this.isLeft;

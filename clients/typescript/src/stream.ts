@@ -33,8 +33,8 @@ export interface Manner {
  * One generation, or one turn of a conversation. Nothing is sent before the iteration begins; it is iterated once.
  * It survives the loss of connections and gateways: no token is lost, none comes twice. Leaving it early, by `break` or
  * an exception, ends what it started; the loop is left once the service knows. So does its client's end, and its deadline,
- * in the background, unless the call was given a requestId or a resumeWindowMs. After another error it is left as it is,
- * for others to attach.
+ * passed or too near for another attempt, in the background, unless the call was given a requestId or a resumeWindowMs.
+ * After another error it is left as it is, for others to attach.
  */
 export class Stream implements AsyncIterable<Delta> {
   readonly #calls: Calls;
@@ -87,14 +87,14 @@ export class Stream implements AsyncIterable<Delta> {
 
   async *[Symbol.asyncIterator](): AsyncGenerator<Delta, void, undefined> {
     let hasFailed = false;
+    const tries = this.#calls.tries(this.#manner.timeoutMs);
     try {
       this.#calls.begin(this);
-      const tries = this.#calls.tries(this.#manner.timeoutMs);
       while (this.#reading.goesOn) yield* this.#goOn(tries);
       if (this.#isCut && !this.completed) throw closed();
     } catch (error) {
       hasFailed = error instanceof HerdError;
-      if (endsWhatItStarted(error, this.#manner.mayComeBack)) this.#leave();
+      if (this.#endsWith(error, tries)) this.#leave();
       else if (hasFailed) this.#reading.leave();
       throw error;
     } finally {
@@ -115,6 +115,13 @@ export class Stream implements AsyncIterable<Delta> {
     this.#isCut = true;
     this.#leave();
     this.#attempt?.abort();
+  }
+
+  /** Whether a stream that fails so ends what it started: also if it gave up since its deadline is too near. */
+  #endsWith(error: unknown, tries: Tries): boolean {
+    const { mayComeBack } = this.#manner;
+    const isLate = error instanceof HerdError && tries.isOutOfTime && this.#reading.isKnown;
+    return (isLate && !mayComeBack) || endsWhatItStarted(error, mayComeBack);
   }
 
   #leave(): void {

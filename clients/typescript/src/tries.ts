@@ -50,6 +50,7 @@ export class Tries {
   #waitMs = FIRST_WAIT_MS;
   #target: number | undefined;
   #hasFailed = false;
+  #isOutOfTime = false;
 
   /**
    * @param timeoutMs from now to the deadline of the whole call, however many attempts it takes.
@@ -59,6 +60,11 @@ export class Tries {
     this.#targets = targets;
     this.#patienceMs = patienceMs;
     this.#deadlineMs = performance.now() + (timeoutMs ?? Infinity);
+  }
+
+  /** Given up, since another attempt would begin after the deadline. */
+  get isOutOfTime(): boolean {
+    return this.#isOutOfTime;
   }
 
   /** The number of the gateway to ask now. */
@@ -93,7 +99,8 @@ export class Tries {
     if (this.#failingSinceMs === undefined || nowMs - this.#attemptMs >= STOOD_MS) this.#failingSinceMs = nowMs;
     const waitMs = Math.max(this.#waitMs * (0.5 + Math.random() / 2), error.facts.retryAfterMs ?? 0);
     this.#waitMs = Math.min(2 * this.#waitMs, LONGEST_WAIT_MS);
-    if (nowMs + waitMs > Math.min(this.#failingSinceMs + this.#patienceMs, this.#deadlineMs)) throw error;
+    this.#isOutOfTime = nowMs + waitMs > this.#deadlineMs;
+    if (this.#isOutOfTime || nowMs + waitMs > this.#failingSinceMs + this.#patienceMs) throw error;
     return waitMs;
   }
 }

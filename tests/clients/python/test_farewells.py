@@ -5,10 +5,15 @@ import subprocess
 import sys
 from typing import Any
 
+import grpc
 import pytest
 
 from llamaherd import client as herd
-from llamaherd.v1 import generation_pb2
+from llamaherd.client.calls import StreamCall, leave_alone
+from llamaherd.client.chat import TurnReading
+from llamaherd.client.errors import Facts
+from llamaherd.client.tries import Targets, Tries
+from llamaherd.v1 import chat_pb2, common_pb2, generation_pb2
 from tests.clients.python.both import Ask
 from tests.clients.python.scripted_gateway import GENERATION_ID, Cut, scripted
 from tests.herd_process import ROOT
@@ -136,6 +141,20 @@ async def test_the_client_s_end_ends_what_is_awaited() -> None:
         with pytest.raises(herd.Cancelled):
             await task
         assert gateway.cancelled == [GENERATION_ID] * 2
+
+
+def test_a_turn_that_is_given_up_is_interrupted_once_it_is_known() -> None:
+    """Its next attempt would come after the deadline; before, whatever runs may be another's turn."""
+    tries = Tries(Targets(1), timeout_s=40.0, patience_s=60.0)
+    reading = TurnReading("handle", chat_pb2.UserMessage(content="Hello"), None)
+    call = StreamCall(reading, 40.0, leave_alone)
+    later = herd.ConnectionBroken("gone", grpc.StatusCode.UNAVAILABLE, Facts(retry_after_s=50.0))
+    with pytest.raises(herd.ConnectionBroken):
+        tries.failed(later)
+
+    assert not call.ends(later, tries)
+    reading.read(chat_pb2.SendTurnResponse(queued=common_pb2.Queued()).SerializeToString())
+    assert call.ends(later, tries)
 
 
 FORK = """

@@ -216,7 +216,7 @@ class AsyncStream(StreamFacts):
             if self._is_cut and not self._reading.is_complete:
                 raise closed()
         except BaseException as error:  # a reader that has left, or was cancelled: an await may not come back
-            if ends_what_it_started(error, may_come_back=self._call.may_come_back):
+            if self._call.ends(error, self._tries):
                 self._begin_farewell()
             self._reading.leave()
             raise

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from llamaherd.client.errors import DeadlineExceeded, DeadlineTooShort, HerdError
 from llamaherd.client.resume import Reading
 from llamaherd.client.spec import Input, Knobs, build_spec
+from llamaherd.client.tries import Tries
 from llamaherd.v1 import common_pb2, generation_pb2, model_pb2
 
 Answer = TypeVar("Answer")
@@ -55,6 +56,11 @@ class StreamCall:
     timeout_s: float | None
     farewell: Callable[[Reading], Farewell]
     may_come_back: bool = False
+
+    def ends(self, error: BaseException, tries: Tries) -> bool:
+        """Whether a stream that ends so ends what it started: also if it gave up since its deadline is too near."""
+        is_late = tries.is_out_of_time and self.reading.is_known
+        return (is_late and not self.may_come_back) or ends_what_it_started(error, may_come_back=self.may_come_back)
 
 
 def generate(

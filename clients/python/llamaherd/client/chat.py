@@ -42,7 +42,13 @@ class TurnReading(Reading):
         super().__init__(None)
         self._sent = chat_pb2.SendTurnRequest(session_handle=handle, user_message=message)
         self._was_sent = False
+        self._is_told = False
         self._follows_interrupt = after is not None and not after.is_complete
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the service has told of the turn."""
+        return self._is_told
 
     def next_call(self) -> tuple[str, StreamRequest]:
         """The same every time: the service finds the turn by the message's request_id, and tells it from its start."""
@@ -51,6 +57,7 @@ class TurnReading(Reading):
 
     def read(self, body: bytes) -> Sequence[Response]:
         """What a serialized response adds."""
+        self._is_told = True
         response = chat_pb2.SendTurnResponse.FromString(body)
         if response.HasField("turn_finished"):
             self.turn = response.turn_finished

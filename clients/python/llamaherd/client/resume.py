@@ -70,6 +70,11 @@ class Reading:
         return self._chains[-1] if self._chains else self._first_chain
 
     @property
+    def is_known(self) -> bool:
+        """Whether the service has told of the generation, so that it can be ended for certain."""
+        return self.generation_id != ""
+
+    @property
     def is_complete(self) -> bool:
         """Whether everything has come."""
         return self.completed is not None

@@ -233,8 +233,8 @@ class Stream(StreamFacts):
     """The deltas of one generation: an iterable for one reader, unbroken over lost connections and gateways.
 
     Leaving the iteration early, or the block of a `with`, ends the stream; the generation is then cancelled if this
-    stream has started it, and so it is when `timeout_s` is over, unless the call was given a request_id or a
-    resume_window_ms. After another error it is left as it is, for others to `attach`.
+    stream has started it, and so it is when `timeout_s` is over, or too near for another attempt, unless the call was
+    given a request_id or a resume_window_ms. After another error it is left as it is, for others to `attach`.
     """
 
     def __init__(self, client: Client, call: StreamCall, after: "Stream | None" = None) -> None:
@@ -268,7 +268,7 @@ class Stream(StreamFacts):
             if self._is_cut and not self._reading.is_complete:
                 raise closed()
         except HerdError as error:
-            if ends_what_it_started(error, may_come_back=self._call.may_come_back):
+            if self._call.ends(error, self._tries):
                 self._begin_farewell()  # in the background: the deadline is over
             self._reading.leave()
             raise

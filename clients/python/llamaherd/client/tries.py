@@ -65,6 +65,7 @@ class Tries:
         self._wait_s = FIRST_WAIT_S
         self._target: int | None = None
         self._has_failed = False
+        self.is_out_of_time = False  # given up, since another attempt would begin after the deadline
 
     def next_target(self) -> int:
         """The number of the gateway to ask now."""
@@ -100,7 +101,8 @@ class Tries:
             self._failing_since_s = now_s
         wait_s = max(self._wait_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0)
         self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
-        if wait_s > self._failing_since_s + self._patience_s - now_s or wait_s > self._left_s(now_s):
+        self.is_out_of_time = wait_s > self._left_s(now_s)
+        if self.is_out_of_time or wait_s > self._failing_since_s + self._patience_s - now_s:
             raise error from None
         return wait_s
 
