@@ -17,8 +17,8 @@ from worker.engine.linear import (
     TiledLinear,
     make_linear,
 )
-from worker.engine.loader import quantize_int8, quantize_nf4
 from worker.engine.model import _rms_norm, _rotate, _silu
+from worker.engine.quantize import quantize_int8, quantize_nf4
 from worker.engine.weights import DenseWeight, Int8Weight, LinearWeight, Nf4Weight, concatenate_rows
 
 NUM_ROWS = [1, 2, 3, 15, 16, 17, 33, 64, 100, 257]

@@ -27,9 +27,10 @@ from worker.engine.config import KVFormat, LlamaConfig, Quantization
 from worker.engine.kernels.triton_attention import SPLIT, decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
 from worker.engine.kv_tensors import Int8KVTensors, KVTensors
-from worker.engine.loader import load_weights, quantize_nf4
+from worker.engine.loader import load_weights
 from worker.engine.model import LlamaModel
 from worker.engine.operators import PLAIN, Operators, try_triton
+from worker.engine.quantize import quantize_nf4
 from worker.engine.weights import Int8Weight, Nf4Weight
 
 CPU = torch.device("cpu")

@@ -22,8 +22,9 @@ from tests.engine.oracle import (
 )
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig, Quantization
-from worker.engine.loader import build_model, load_model, load_weights, quantize_int8, quantize_nf4
+from worker.engine.loader import build_model, load_model, load_weights
 from worker.engine.model import LlamaModel
+from worker.engine.quantize import quantize_int8, quantize_nf4
 from worker.engine.weights import DenseWeight, LinearWeight
 
 pytestmark = pytest.mark.gpu

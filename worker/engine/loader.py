@@ -18,7 +18,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.bnb import import_bitsandbytes
 from worker.engine.checkpoint import BrokenCheckpoint, Checkpoint
 from worker.engine.config import KVFormat, LlamaConfig, Quantization, UnsupportedModel, UnsupportedSetting
 from worker.engine.hopper_model import HopperModel
@@ -30,6 +29,7 @@ from worker.engine.kv_tensors import KVTensors, make_kv
 from worker.engine.linear import ResidentBudget
 from worker.engine.model import LlamaLayer, LlamaModel, LlamaWeights
 from worker.engine.operators import PLAIN, Operators, choose_operators
+from worker.engine.quantize import checked_nf4, quantize_int8, quantize_nf4
 from worker.engine.weights import (
     NF4_CODES,
     DenseWeight,
@@ -41,7 +41,6 @@ from worker.engine.weights import (
 )
 
 CPU_RESIDENT_BYTES = 2 << 30  # float32 copies of dequantized weights that the CPU path keeps
-NF4_BLOCK_SIZE = 64  # transformers' default
 PLAIN_BLOCK_SIZE = 16  # positions in a block of a LlamaModel's KV cache
 HOPPER_WEIGHTS_SHARE = 0.9  # of the time that loading takes; the rest makes kernels and graphs
 
@@ -301,38 +300,7 @@ class FolderSource:
                 group_size=state["nested_blocksize"],
             )
         packed = self._on_device(weight).view(torch.uint8).flatten()
-        return _checked_nf4(Nf4Weight(packed, absmax, tuple(state["shape"]), state["blocksize"]))
-
-
-def quantize_int8(dense: Tensor) -> Int8Weight:
-    """LLM.int8 bytes of a [N, K] weight, as transformers makes them: from float16, whatever dtype it had."""
-    functional = import_bitsandbytes("bitsandbytes.functional")
-    codes, row_absmax, _ = functional.int8_vectorwise_quant(dense.to(torch.float16).contiguous())
-    return Int8Weight(codes, row_absmax)
-
-
-def quantize_nf4(dense: Tensor, *, double: bool) -> Nf4Weight:
-    """NF4 bytes of a [N, K] weight, as transformers makes them by default; `double` quantizes the absmax values too."""
-    functional = import_bitsandbytes("bitsandbytes.functional")
-    packed, state = functional.quantize_4bit(
-        dense.contiguous(), blocksize=NF4_BLOCK_SIZE, compress_statistics=double, quant_type="nf4"
-    )
-    absmax: Tensor | NestedAbsmax = state.absmax
-    if double:
-        absmax = NestedAbsmax(
-            codes=state.absmax,
-            code_book=state.state2.code,
-            group_absmax=state.state2.absmax,
-            offset=state.offset,
-            group_size=state.state2.blocksize,
-        )
-    return _checked_nf4(Nf4Weight(packed.flatten(), absmax, (dense.shape[0], dense.shape[1]), state.blocksize))
-
-
-def _checked_nf4(weight: Nf4Weight) -> Nf4Weight:
-    if weight.shape[1] % weight.block_size:
-        raise UnsupportedModel(f"rows of {weight.shape[1]} weights are not whole NF4 blocks of {weight.block_size}")
-    return weight
+        return checked_nf4(Nf4Weight(packed, absmax, tuple(state["shape"]), state["blocksize"]))
 
 
 @dataclass(frozen=True, slots=True)
