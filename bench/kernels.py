@@ -6,6 +6,7 @@
 Every time is a median over replays of a CUDA graph whose calls walk through more weights than the L2 holds. The limit
 is bytes (weights as stored, activations not counted) over the copy bandwidth measured in the same run. Beside the
 engine's Hopper kernels stand those of other GPUs, in Triton, cuBLAS in fp16, and bitsandbytes where it is installed.
+`rounded_us` is the product of activations in int8, `rounding_us` what makes them so; above 128 rows, int8 weights only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from bench.models import random_weight
 from bench.report import Report
 from worker.engine.kernels.attention import SPLIT, DecodeAttention
 from worker.engine.kernels.choose import TokenChooser
-from worker.engine.kernels.gemm import GemmWorkspace, PackedWeight, QuantizedGemm, pack
+from worker.engine.kernels.gemm import WIDE_ROWS, GemmWorkspace, PackedWeight, QuantizedGemm, pack
+from worker.engine.kernels.round_rows import RoundedRows, round_rows
 from worker.engine.kernels.rowwise import add_rms_norm
 from worker.engine.kernels.triton_attention import decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
@@ -89,6 +91,21 @@ def time_gemm(weights: list[PackedWeight], rows: int, overlap: bool) -> Timing:
     return time_calls(calls * max(1, 24 // len(calls)))
 
 
+def time_rounded(weights: list[PackedWeight], rows: int) -> tuple[float | None, float | None]:
+    """Microseconds of a product of int8 activations over rotated weights, and of rounding them; overlapped."""
+    if rows <= WIDE_ROWS or weights[0].bits != 8:
+        return None, None
+    workspace = GemmWorkspace(CUDA)
+    x = torch.randn(rows, weights[0].shape[1], device=CUDA).half()
+    rounded = round_rows(x, RoundedRows.empty(rows, x.shape[1], CUDA))
+    out = torch.empty(rows, weights[0].num_outputs, device=CUDA, dtype=torch.float16)
+    products = [
+        partial(QuantizedGemm(each, workspace).multiply_rounded, rounded, out, overlap=True) for each in weights
+    ]
+    rounding = partial(round_rows, x, rounded, overlap=True)
+    return time_calls(products * max(1, 24 // len(products))).us, time_calls([rounding] * 24).us
+
+
 def time_fp16(shape: tuple[int, int], rows: int) -> float:
     """Microseconds of cuBLAS in fp16 over rotated weights."""
     count = max(2, round(ROTATED_BYTES / (2 * shape[0] * shape[1])))
@@ -143,6 +160,7 @@ def product_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
                 alone, chained = (time_gemm(weights, batch, overlap) for overlap in (False, True))
                 row: Row = {"bits": bits, "layer": name, "batch": batch, "limit_us": limit, "us": alone.us}
                 row |= {"overlapped_us": chained.us, "spread": chained.spread, "share": limit / chained.us}
+                row["rounded_us"], row["rounding_us"] = time_rounded(weights, batch)
                 row |= {"triton_us": time_triton(bits, shape, batch), "cublas_fp16_us": time_fp16(shape, batch)}
                 yield row | {"bnb_us": time_bitsandbytes(bits, shape, batch)}
 

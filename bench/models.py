@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.make_model import SHAPES, VOCABULARY
-from worker.engine.config import KVFormat, LlamaConfig, Quantization
+from worker.engine.config import ActivationFormat, KVFormat, LlamaConfig, Quantization
 from worker.engine.detokenizer import TokenPieces
 from worker.engine.engine import Engine, EngineSettings
 from worker.engine.hopper_model import HopperModel
@@ -88,6 +88,7 @@ def make_model(
     device: torch.device,
     kernels: str = "",
     fixed_rows: int = 0,
+    prefill_activations: ActivationFormat = ActivationFormat.FLOAT,
 ) -> HopperModel | LlamaModel:
     """As a worker would load it.
 
@@ -95,12 +96,21 @@ def make_model(
         kv_blocks: of BLOCK_SIZE positions.
         kernels: one of KERNELS, '' for what a worker takes on this device. Raises ValueError if they do not run here.
         fixed_rows: see HopperModel.
+        prefill_activations: see HopperModel. Raises ValueError if its kernels do not run here.
     """
     source = RandomSource(config, quantization, device)
     if kernels in ("", "hopper") and hopper_takes(config, quantization, device):
         return load_hopper_model(
-            source, config, kv_blocks=kv_blocks, kv_bytes=None, progress=lambda _: None, fixed_rows=fixed_rows
+            source,
+            config,
+            kv_blocks=kv_blocks,
+            kv_bytes=None,
+            progress=lambda _: None,
+            fixed_rows=fixed_rows,
+            prefill_activations=prefill_activations,
         )
+    if prefill_activations is not ActivationFormat.FLOAT:
+        raise ValueError(f"no {prefill_activations.value} activations on {device}")
     operators = PLAIN
     if kernels != "torch":
         operators = choose_operators(config, quantization, KVFormat.FLOAT, device, BLOCK_SIZE)

@@ -1,6 +1,7 @@
 """Times the first token of a prompt: in a fresh process, under load, after rest; with clocks, and where the time goes.
 
     python -m bench.ttft --quantization int8 nf4 nf4 --out ttft.json
+    python -m bench.ttft --quantization int8 --prefill-activations int8 --out rounded.json
 
 From `add` to the token on the host, one prompt at a time, over random weights of a named shape made on the device. Each
 format named gets a process of its own, one after the other. In each: `fresh`, right after the model was made; `loaded`,
@@ -31,7 +32,7 @@ from bench.device import Clocks, choose_device, device_name, synchronize
 from bench.make_model import SHAPES
 from bench.models import config_of, log_to_stderr, make_engine, make_model, request
 from bench.report import Report, rows_of
-from worker.engine.config import Quantization
+from worker.engine.config import ActivationFormat, Quantization
 from worker.engine.engine import Engine, EngineSettings
 from worker.engine.kernels.attention import BLOCK_SIZE
 from worker.engine.kernels.build import cache_folder
@@ -41,6 +42,7 @@ LOAD_SEQUENCES, LOAD_NEW = 64, 200
 PRODUCTS = ("qkv", "attention out", "gate up", "down")
 PHASES = {  # words in kernels' names, the first that is found counts
     "quantized_gemm": "products",
+    "round_rows": "rounding activations",
     "flash": "attention",
     "rotate": "rotary, KV write",
     "norm": "norms",
@@ -114,11 +116,13 @@ def moments(options: argparse.Namespace, quantization: Quantization) -> Iterator
     device = choose_device(options.device)
     held, begun = set(_cubins()), time.perf_counter()
     blocks = LOAD_SEQUENCES * (-(-(100 + LOAD_NEW) // BLOCK_SIZE) + 1) + options.prompt // BLOCK_SIZE + 2
-    model = make_model(config_of(options.shape), quantization, blocks, device)
+    activations = ActivationFormat(options.prefill_activations)
+    model = make_model(config_of(options.shape), quantization, blocks, device, prefill_activations=activations)
     synchronize(device)
     ready_s = time.perf_counter() - begun
     settings = EngineSettings(max_sequences=LOAD_SEQUENCES, max_step_tokens=2048, prefill_chunk=512)
     engine = make_engine(model, settings)
+    label = {"quantization": quantization.value, "activations": activations.value}
     between: dict[str, Callable[[], None]] = {
         "fresh": lambda: None,
         "loaded": lambda: load(engine, options.load),
@@ -132,12 +136,12 @@ def moments(options: argparse.Namespace, quantization: Quantization) -> Iterator
         times = first_tokens(engine, device, options.prompt, repeats, pause_s)
         with Clocks(device) as clocks:  # apart, since whoever asks for clocks may hold the driver up
             watched = first_tokens(engine, device, options.prompt, repeats, pause_s)
-        row = {"quantization": quantization.value, "moment": moment, **figures(times)}
+        row = {**label, "moment": moment, **figures(times)}
         row |= {"watched_ms": statistics.median(each.ttft for each in watched), **clocks.summary()}
         built = len(set(_cubins()) - held)
         yield {"table": "first token", "row": row | {"ready_s": ready_s, "built": built}}
     for phase, milliseconds in profiled(engine, device, options.prompt).items():
-        yield {"table": "by kernel", "row": {"quantization": quantization.value, "what": phase, "ms": milliseconds}}
+        yield {"table": "by kernel", "row": {**label, "what": phase, "ms": milliseconds}}
 
 
 def figures(times: list[First]) -> dict[str, object]:
@@ -206,6 +210,7 @@ def main() -> None:
     add = parser.add_argument
     add("--shape", choices=sorted(SHAPES), default="7b")
     add("--quantization", nargs="+", choices=["int8", "nf4"], default=["int8", "nf4"], help="a process for each word")
+    add("--prefill-activations", choices=[each.value for each in ActivationFormat], default="float")
     add("--prompt", type=int, default=512, help="tokens")
     add("--repeats", type=int, default=40)
     add("--load", type=float, default=15.0, help="seconds")
@@ -224,8 +229,8 @@ def main() -> None:
     report = Report(options.out, device=device_name(choose_device(options.device)), torch=torch.__version__)
     for number, quantization in enumerate(options.quantization, 1):
         command = [sys.executable, "-m", "bench.ttft", "--quantization", quantization]
-        for name in ("shape", "prompt", "repeats", "load", "rest", "device"):
-            command += [f"--{name}", str(getattr(options, name))]
+        for name in ("shape", "prefill-activations", "prompt", "repeats", "load", "rest", "device"):
+            command += [f"--{name}", str(getattr(options, name.replace("-", "_")))]
         try:
             for told in rows_of(command):
                 report.row(told["table"], {"process": number, **told["row"]})

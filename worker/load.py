@@ -8,7 +8,7 @@ import torch
 from contract.bundle import ChatFormat, ChatFormatKind
 from contract.event_loop import freeze_loaded
 from worker.bundle import build_bundle, token_pieces
-from worker.engine.config import KVFormat, LlamaConfig, Quantization
+from worker.engine.config import ActivationFormat, KVFormat, LlamaConfig, Quantization
 from worker.engine.engine import Engine, EngineSettings
 from worker.engine.loader import load_model
 from worker.progress import Progress
@@ -51,6 +51,7 @@ def load(settings: WorkerSettings, progress: Progress) -> Served:
         progress=note,
         fixed_rows=settings.max_sequences if settings.deterministic else 0,
         kv_format=KVFormat(settings.kv_cache_format),
+        prefill_activations=ActivationFormat(settings.prefill_activations),
     )
     log.info("model on device", device=str(device), quantization=progress.quantization, kernels=model.kernels)
     freeze_loaded()  # a pass over all that was loaded would stop the engine for ten steps

@@ -39,6 +39,11 @@ class WorkerSettings(BaseSettings):
     )
     max_step_tokens: int = Field(default=2048, ge=1, description="tokens in one step, prefill and decode together")
     prefill_chunk: int = Field(default=512, ge=1, description="prompt tokens of one sequence in one step")
+    prefill_activations: Literal["float", "int8"] = Field(
+        default="float",
+        description="what prompts of over 128 tokens multiply weights with; int8 is for the int8 tensor cores, less "
+        "exact, and refused without int8 weights or the Hopper kernels",
+    )
     deterministic: bool = Field(
         default=False,
         description="a generation's tokens depend on nothing else that runs, nor on a change of worker; slower, and on "

@@ -20,7 +20,7 @@ from bench.soundness import churn
 from bench.ttft import by_phase, moments
 from tests.engine.fake_model import VOCAB_SIZE, FakeModel, byte_fallback_pieces
 from worker.engine.batch import SequenceSlice
-from worker.engine.config import Quantization
+from worker.engine.config import ActivationFormat, Quantization
 from worker.engine.engine import Engine, EngineSettings
 from worker.engine.loader import load_model
 
@@ -89,7 +89,9 @@ def test_every_row_of_the_engine(tmp_path: Path) -> None:
 
 def test_every_row_of_the_first_token() -> None:
     """At each moment, and by what ran."""
-    options = argparse.Namespace(shape="tiny", device="cpu", prompt=5, repeats=2, load=0.0, rest=0.0)
+    options = argparse.Namespace(
+        shape="tiny", device="cpu", prompt=5, repeats=2, load=0.0, rest=0.0, prefill_activations="float"
+    )
     rows: list[Any] = list(moments(options, Quantization.INT8))
     firsts = [told["row"] for told in rows if told["table"] == "first token"]
     assert [row["moment"] for row in firsts] == ["fresh", "loaded", "rested", "now and then"]
@@ -104,6 +106,7 @@ def test_kernels_are_told_by_phase() -> None:
         "flash_fwd",
         "quantized_gemm_wide",
         "add_rms_norm",
+        "round_rows",
         *["quantized_gemm"] * 2,
         "nvjet_x",
     ]
@@ -114,11 +117,12 @@ def test_kernels_are_told_by_phase() -> None:
             "attention": 0.9,
             "product attention out": 0.9,
             "norms": 0.9,
+            "rounding activations": 0.9,
             "product gate up": 0.9,
             "product down": 0.9,
             "head": 0.9,
-            "nothing ran": 0.6,
-            "first kernel to last": 6.9,
+            "nothing ran": 0.7,
+            "first kernel to last": 7.9,
         }
     )
     assert by_phase([]) == {}
@@ -159,3 +163,5 @@ def test_bytes_of_weights_are_those_that_are_stored() -> None:
     assert num_blocks(128, 8, 128) <= free_blocks(config, Quantization.INT8, choose_device("cpu"))
     with pytest.raises(ValueError, match="no hopper kernels on cpu"):
         make_model(config_of("tiny"), Quantization.INT8, 2, CPU, "hopper")
+    with pytest.raises(ValueError, match="no int8 activations on cpu"):
+        make_model(config_of("tiny"), Quantization.INT8, 2, CPU, prefill_activations=ActivationFormat.INT8)

@@ -40,6 +40,23 @@ def test_a_product_of_many_rows_compiles_and_fits(bits: int, is_gate_up: bool) -
     assert compile_source(text, "sm_90a", "gemm_wide.cu").startswith(b"\x7fELF")
 
 
+@pytest.mark.parametrize("is_gate_up", [False, True])
+def test_a_product_of_int8_activations_compiles_and_fits(is_gate_up: bool) -> None:
+    """By the instruction of the int8 tensor cores, with whole numbers as sums."""
+    defines, prelude, shared_bytes = wide_source_of(8, is_gate_up, 8)
+    assert shared_bytes <= MAX_SHARED_BYTES
+    assert "k32.s32.s8.s8" in prelude
+    text = source_text("gemm_wide.cu", defines, prelude)
+    assert compile_source(text, "sm_90a", "gemm_wide.cu").startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("columns", [4096, 28672])
+def test_rounding_activations_compiles(columns: int) -> None:
+    """For inputs of few and of many."""
+    text = source_text("round_rows.cu", {"COLUMNS": columns}, "")
+    assert compile_source(text, "sm_90a", "round_rows.cu").startswith(b"\x7fELF")
+
+
 @pytest.mark.parametrize("hidden", [4096, 5120, 8192])
 def test_the_small_kernels_compile(hidden: int) -> None:
     """For each hidden size of Llama 2."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine.rounded import ordered
 from worker.engine.kernels.repack import INT8_UNIT_BYTES, NF4_UNIT_BYTES, pack_int8, pack_nf4, pair_rows
 
 SHAPES = [(128, 128), (256, 384), (200, 192)]
@@ -36,6 +37,25 @@ def unpack_int8(units: Tensor, rows: int, columns: int) -> Tensor:
     return out[:rows, :columns].to(torch.int8)
 
 
+def int8_fragment_element(lane: int, register: int, byte: int) -> tuple[int, int]:
+    """Row and input of one int8 in a 16 x 32 fragment of operand A (PTX ISA, wgmma m64k32, one warp's rows)."""
+    return lane // 4 + 8 * (register % 2), lane % 4 * 4 + byte + 16 * (register // 2)
+
+
+def int8_operand(units: Tensor, rows: int) -> Tensor:
+    """[rows, columns, padded] int8: the matrix that wgmma m64k32 sees in the bytes that gemm_wide.cu gives it."""
+    chunks = len(units) // -(-rows // 128)
+    seen = torch.full((len(units) // chunks, 8, 16, chunks, 4, 32), -99, dtype=torch.int8)
+    # tile, chunk, 16 rows, quarter, lane, register, byte
+    words = (units ^ 0x80).view(torch.int8).view(-1, chunks, 8, 4, 32, 4, 4)
+    for lane in range(32):
+        for register in range(4):
+            for byte in range(4):
+                row, k = int8_fragment_element(lane, register, byte)
+                seen[:, :, row, :, :, k] = words[:, :, :, :, lane, register, byte].permute(0, 2, 1, 3)
+    return seen.view(-1, chunks * 128)[:rows]
+
+
 def unpack_nf4(units: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """[rows, columns] uint8 codes and [rows, columns / 64] absmax, read lane by lane as gemm.cu reads them."""
     chunks = -(-columns // 128)
@@ -64,6 +84,18 @@ def test_int8_lies_in_fragment_order(shape: tuple[int, int]) -> None:
     assert units.shape == (-(-shape[0] // 128) * -(-shape[1] // 128), INT8_UNIT_BYTES)
     assert torch.equal(unpack_int8(units, *shape), codes)
     assert int((units != 128).sum()) == int((codes != 0).sum())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packed_int8_is_operand_a_of_8_bits_for_activations_in_its_order(shape: tuple[int, int]) -> None:
+    """The same bytes, read by the table of another instruction: the product of whole numbers, to the last one."""
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator)
+    x = torch.randint(-127, 128, (5, shape[1]), dtype=torch.int8, generator=generator)
+    operand = int8_operand(pack_int8(codes), shape[0])
+    meets = torch.nn.functional.pad(ordered(x), (0, operand.shape[1] - shape[1]))  # the copy engine reads zeros there
+    assert torch.equal(operand[:, : shape[1]], ordered(codes))
+    assert torch.equal(meets.long() @ operand.long().t(), x.long() @ codes.long().t())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

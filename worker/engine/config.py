@@ -26,6 +26,15 @@ class KVFormat(enum.Enum):
     """8 bits a number, and one float32 for each position and head."""
 
 
+class ActivationFormat(enum.Enum):
+    """What the products of a long prefill multiply the weights with."""
+
+    FLOAT = "float"
+    """float16 on a GPU, float32 on the CPU."""
+    INT8 = "int8"
+    """8 bits a number, and one float32 for each token: rounded before each product."""
+
+
 class Quantization(enum.Enum):
     """How the linear layers of the decoder are stored. Embedding and lm_head are never quantized here."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.batch import SequenceSlice
-from worker.engine.config import LlamaConfig
+from worker.engine.config import ActivationFormat, LlamaConfig
 from worker.engine.device_probe import probe_device
 from worker.engine.hopper_decode import DecodeGraphs
 from worker.engine.hopper_prefill import Prefill
@@ -28,6 +28,7 @@ class HopperModel:
     Args:
         fixed_rows: a decode step always runs as one of so many rows, at most 128, and slices of several tokens run one
             by one, so that a row's logits do not depend on what else is in the step. 0 is faster.
+        prefill_activations: INT8, of int8 weights only, is faster and less exact.
 
     Made ready: kernels are compiled (or found on disk), graphs are captured. `progress` is called with the fraction
     done, rising. Raises KernelBuildError where a kernel cannot be compiled or loaded.
@@ -40,6 +41,7 @@ class HopperModel:
         kv: KVTensors,
         progress: Callable[[float], None] = lambda _: None,
         fixed_rows: int = 0,
+        prefill_activations: ActivationFormat = ActivationFormat.FLOAT,
     ) -> None:
         self._is_fixed = fixed_rows > 0
         if kv.block_size != BLOCK_SIZE:
@@ -55,7 +57,7 @@ class HopperModel:
         self._device = weights.embedding.device
         with torch.inference_mode(), torch.cuda.device(self._device):
             cos, sin = rotary_tables(config, self.max_context, self._device)
-            self._prefill = Prefill(config, weights, kv, cos, sin)
+            self._prefill = Prefill(config, weights, kv, cos, sin, prefill_activations)
             self._chooser = TokenChooser(self._device, MAX_ROWS)
             self._decode = DecodeGraphs(config, weights, kv, cos, sin, self._chooser.token_ids, progress, fixed_rows)
 

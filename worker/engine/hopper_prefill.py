@@ -4,19 +4,20 @@ Whole prompts of up to 512 tokens together run as a CUDA graph with room for the
 host 8 ms whatever its length, in which the device could do two short ones, and holds the interpreter's lock.
 
 Every product reads the packed weights, dequantized in registers on their way to the tensor cores (kernels/gemm.py); no
-float16 copy of a weight exists.
+float16 copy of a weight exists. With int8 weights the activations may be rounded to int8 instead, where they have more
+than WIDE_ROWS rows: then the int8 tensor cores multiply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from worker.engine.batch import SequenceSlice
-from worker.engine.config import LlamaConfig
+from worker.engine.config import ActivationFormat, LlamaConfig
 from worker.engine.hopper_graphs import StagedNumbers, recording
 from worker.engine.hopper_prefill_plan import (
     GRAPH_TOKENS,
@@ -28,11 +29,14 @@ from worker.engine.hopper_prefill_plan import (
     read_plan,
     write_plan,
 )
-from worker.engine.hopper_weights import HopperLayer, HopperWeights
+from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import HEAD_DIM
-from worker.engine.kernels.gemm import QuantizedGemm
+from worker.engine.kernels.gemm import WIDE_ROWS, QuantizedGemm
+from worker.engine.kernels.round_rows import RoundedRows, round_rows
 from worker.engine.kernels.rowwise import add_rms_norm, rotate_and_write
 from worker.engine.kv_tensors import KVTensors
+
+Multiply = Callable[[QuantizedGemm, Tensor], Tensor]
 
 
 class Prefill:
@@ -40,14 +44,24 @@ class Prefill:
 
     Args:
         cos, sin: [positions, 64] float32, the rotary tables.
+        activations: INT8 with int8 weights only.
     """
 
-    def __init__(self, config: LlamaConfig, weights: HopperWeights, kv: KVTensors, cos: Tensor, sin: Tensor) -> None:
+    def __init__(
+        self,
+        config: LlamaConfig,
+        weights: HopperWeights,
+        kv: KVTensors,
+        cos: Tensor,
+        sin: Tensor,
+        activations: ActivationFormat = ActivationFormat.FLOAT,
+    ) -> None:
         self._eps = config.rms_norm_eps
         self._num_heads = config.num_heads
         self._weights = weights
         self._kv = kv
         self._cos, self._sin = cos, sin
+        self._is_rounded = activations is ActivationFormat.INT8
         self._device = weights.embedding.device
         self._inputs = StagedNumbers(graph_room(GRAPH_TOKENS[-1]).size, self._device)
         self._graphs: dict[PrefillRoom, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -87,28 +101,28 @@ class Prefill:
         weights = self._weights
         residual = F.embedding(plan.token_ids, weights.embedding).float()
         x = torch.empty_like(residual, dtype=torch.float16)
+        multiply: Multiply = RoundedProducts() if self._is_rounded and len(x) > WIDE_ROWS else _multiply
         delta: Tensor | None = None
         for index, layer in enumerate(weights.layers):
             # The kernel before the first norm is torch's, which lets nothing start early.
             add_rms_norm(residual, delta, layer.attention_norm, self._eps, x, overlap=index > 0)
-            delta = _multiply(layer.attention_out, self._attend(index, layer, x, plan))
+            delta = multiply(layer.attention_out, self._attend(index, multiply(layer.qkv, x), plan))
             add_rms_norm(residual, delta, layer.mlp_norm, self._eps, x, overlap=True)
-            delta = _multiply(layer.down, _multiply(layer.gate_up, x))
+            delta = multiply(layer.down, multiply(layer.gate_up, x))
         if not plan.room.num_logit_rows:
             return x.new_empty(0, weights.lm_head.shape[0])
         add_rms_norm(residual, delta, weights.final_norm, self._eps, x)
         return F.linear(x.index_select(0, plan.logit_rows), weights.lm_head)
 
-    def _attend(self, index: int, layer: HopperLayer, x: Tensor, plan: PrefillPlan) -> Tensor:
-        """[T, hidden] to [T, H * D]: causal attention, each slice over its own sequence; writes keys and values."""
+    def _attend(self, index: int, qkv: Tensor, plan: PrefillPlan) -> Tensor:
+        """[T, H * D]: causal attention, each slice over its own sequence; writes keys and values."""
         keys, values = self._kv.keys[index], self._kv.values[index]
-        queries = x.new_empty(x.shape[0], self._num_heads * HEAD_DIM)
-        qkv = _multiply(layer.qkv, x)
+        queries = qkv.new_empty(qkv.shape[0], self._num_heads * HEAD_DIM)
         rotate_and_write(qkv, queries, keys, values, plan.positions, plan.slots, self._cos, self._sin, overlap=True)
         gathered = (cache.flatten(0, 1).index_select(0, plan.key_slots) for cache in (keys, values))
         # Queries are the last of their sequence's positions: this operator aligns its causal mask at the end.
         mixed: Tensor = torch.ops.aten._flash_attention_forward(
-            queries.view(x.shape[0], -1, HEAD_DIM),
+            queries.view(qkv.shape[0], -1, HEAD_DIM),
             *gathered,
             plan.query_ends,
             plan.key_ends,
@@ -119,6 +133,24 @@ class Prefill:
             False,  # return the mask
         )[0]
         return mixed.flatten(1)
+
+
+class RoundedProducts:
+    """Products of activations rounded to int8, in one prefill.
+
+    Products of one width round into the same room, one after the other: each kernel waits for those before it.
+    """
+
+    def __init__(self) -> None:
+        self._rooms: dict[int, RoundedRows] = {}
+
+    def __call__(self, gemm: QuantizedGemm, x: Tensor) -> Tensor:
+        """Multiply [T, K] fp16 into [T, num_outputs]."""
+        rows, columns = x.shape
+        if columns not in self._rooms:
+            self._rooms[columns] = RoundedRows.empty(rows, columns, x.device)
+        rounded = round_rows(x, self._rooms[columns], overlap=True)
+        return gemm.multiply_rounded(rounded, x.new_empty(rows, gemm.weight.num_outputs), overlap=True)
 
 
 def _multiply(gemm: QuantizedGemm, x: Tensor) -> Tensor:

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from worker.engine.checkpoint import BrokenCheckpoint, Checkpoint
-from worker.engine.config import KVFormat, LlamaConfig, Quantization, UnsupportedModel, UnsupportedSetting
+from worker.engine.config import (
+    ActivationFormat,
+    KVFormat,
+    LlamaConfig,
+    Quantization,
+    UnsupportedModel,
+    UnsupportedSetting,
+)
 from worker.engine.hopper_model import HopperModel
 from worker.engine.hopper_weights import HopperLayer, HopperWeights, UnpackableWeight, hopper_takes, pack_linear
 from worker.engine.kernels.attention import BLOCK_SIZE as HOPPER_BLOCK_SIZE
@@ -59,6 +66,7 @@ def load_model(
     progress: Callable[[float], None] = lambda _: None,
     fixed_rows: int = 0,
     kv_format: KVFormat = KVFormat.FLOAT,
+    prefill_activations: ActivationFormat = ActivationFormat.FLOAT,
 ) -> LlamaModel | HopperModel:
     """Load a Hugging Face folder that is unquantized, or that transformers saved in 8 or 4 bits.
 
@@ -74,22 +82,36 @@ def load_model(
         progress: called with the fraction loaded, 0 to 1, rising; on the caller's thread.
         fixed_rows: see HopperModel; a LlamaModel on the CPU computes every row alike anyway.
         kv_format: what keys and values are held in; a HopperModel's only as floats.
+        prefill_activations: see HopperModel.
 
     Raises UnsupportedModel for a model that the engine does not run or bytes that are already quantized otherwise,
-    UnsupportedSetting for a KV format that the device's kernels do not read, BrokenCheckpoint for missing or misshapen
-    tensors, ValueError if the KV cache does not fit its budget.
+    UnsupportedSetting for a KV format that the device's kernels do not read or activations that they do not multiply,
+    BrokenCheckpoint for missing or misshapen tensors, ValueError if the KV cache does not fit its budget.
     """
     config = LlamaConfig.from_folder(folder)
     with Checkpoint(folder) as checkpoint:
         source = FolderSource(checkpoint, config, quantization, device)
-        if block_size in (None, HOPPER_BLOCK_SIZE) and hopper_takes(config, source.quantization, device):
+        is_hopper = block_size in (None, HOPPER_BLOCK_SIZE) and hopper_takes(config, source.quantization, device)
+        is_rounded = prefill_activations is ActivationFormat.INT8
+        if is_rounded and not (is_hopper and source.quantization is Quantization.INT8):
+            found = f"{source.quantization.value} weights on {device}"
+            raise UnsupportedSetting(f"int8 activations need int8 weights on the Hopper kernels, not {found}")
+        if is_hopper:
             if kv_format is not KVFormat.FLOAT:
                 raise UnsupportedSetting(f"the Hopper kernels read a KV cache of float16, not {kv_format.value}")
             try:
                 return load_hopper_model(
-                    source, config, kv_blocks=kv_blocks, kv_bytes=kv_bytes, progress=progress, fixed_rows=fixed_rows
+                    source,
+                    config,
+                    kv_blocks=kv_blocks,
+                    kv_bytes=kv_bytes,
+                    progress=progress,
+                    fixed_rows=fixed_rows,
+                    prefill_activations=prefill_activations,
                 )
             except (UnpackableWeight, KernelBuildError) as error:
+                if is_rounded:
+                    raise UnsupportedSetting(f"no kernel multiplies int8 activations here: {error}") from error
                 log.warning("the Hopper kernels do not run %s, decoding will be slow: %s", folder, error)
         block_size = block_size or PLAIN_BLOCK_SIZE
         operators = choose_operators(config, source.quantization, kv_format, device, block_size)
@@ -115,6 +137,7 @@ def load_hopper_model(
     kv_bytes: int | None,
     progress: Callable[[float], None],
     fixed_rows: int = 0,
+    prefill_activations: ActivationFormat = ActivationFormat.FLOAT,
 ) -> HopperModel:
     """Pack every weight from `source`, which is on a Hopper GPU, and put a KV cache beside them.
 
@@ -131,7 +154,7 @@ def load_hopper_model(
     device = weights.embedding.device
     kv = make_kv(config, KVFormat.FLOAT, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=HOPPER_BLOCK_SIZE)
     assert isinstance(kv, KVTensors)
-    model = HopperModel(config, weights, kv, note_graphs, fixed_rows)
+    model = HopperModel(config, weights, kv, note_graphs, fixed_rows, prefill_activations)
     progress(1.0)
     return model
 

@@ -21,7 +21,7 @@ SOURCES = Path(__file__).parent
 _SUCCESS = 0
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-_FLOAT16, _SWIZZLE_128, _PROMOTE_256 = 6, 3, 3  # CUtensorMap's enums
+_UINT8, _FLOAT16, _SWIZZLE_128, _PROMOTE_256 = 0, 6, 3, 3  # CUtensorMap's enums
 
 
 class KernelBuildError(RuntimeError):
@@ -142,23 +142,23 @@ def compile_source(text: str, arch: str, file: str) -> bytes:
 
 
 def tensor_map(x: torch.Tensor, box_rows: int) -> TensorMap:
-    """The map of x [M, K] fp16, rows of K together, in boxes of `box_rows` x 64; rows past M read as zeros."""
-    return _tensor_map(x.data_ptr(), *x.shape, x.stride(0), box_rows)
+    """The map of x [M, K] fp16 or int8, rows of K together, in boxes of `box_rows` x 128 bytes; zeros past its ends."""
+    return _tensor_map(x.data_ptr(), *x.shape, x.stride(0), box_rows, x.itemsize)
 
 
 @lru_cache(maxsize=4096)
-def _tensor_map(address: int, rows: int, columns: int, row_stride: int, box_rows: int) -> TensorMap:
+def _tensor_map(address: int, rows: int, columns: int, row_stride: int, box_rows: int, itemsize: int) -> TensorMap:
     room = ctypes.create_string_buffer(192)
     aligned = (ctypes.addressof(room) + 63) & ~63
     _check(
         _driver().cuTensorMapEncodeTiled(
             ctypes.c_void_p(aligned),
-            _FLOAT16,
+            _FLOAT16 if itemsize == 2 else _UINT8,
             2,
             ctypes.c_void_p(address),
             (ctypes.c_uint64 * 2)(columns, rows),
-            (ctypes.c_uint64 * 1)(row_stride * 2),
-            (ctypes.c_uint32 * 2)(64, box_rows),
+            (ctypes.c_uint64 * 1)(row_stride * itemsize),
+            (ctypes.c_uint32 * 2)(128 // itemsize, box_rows),
             (ctypes.c_uint32 * 2)(1, 1),
             0,
             _SWIZZLE_128,

@@ -11,7 +11,7 @@
 // nobody waits for work that has not begun, sums are added in one fixed order, and no atomics are used.
 //
 // Compiled once per FORMAT (8, 4), BATCH (rows of x: 8, 16, 32, 64 or 128), STAGES, EARLY_STAGES, K_GROUPS (1, 2), SILU.
-// The text before this file defines these, and `wgmma(float*, u32[4], u64)` and `wgmma_first` for BATCH; then weights.cuh.
+// The text before this file defines these, X_BITS as 16, `wgmma(float*, u32[4], u64)` and `wgmma_first` for BATCH; then weights.cuh.
 
 constexpr int X_HALF_BYTES = BATCH * 128;  // [BATCH][64] fp16, the widest row the 128-byte swizzle takes
 constexpr int X_BYTES = 2 * X_HALF_BYTES;

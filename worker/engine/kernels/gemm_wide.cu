@@ -6,14 +6,22 @@
 // the weights in the L2; and the units of all tiles are divided equally among the blocks as in gemm.cu, so that no
 // multiprocessor idles in a last, unfilled wave. Sums are added in one fixed order, and no atomics are used.
 //
-// Compiled once per FORMAT (8, 4), STAGES, SILU; SCALE_SUMS is 0. The text before defines these, and `wgmma` for 128 rows; then
-// weights.cuh.
+// Where X_BITS is 8, x is int8 with a scale for each row (round_rows.cu), and the sums are exact: of K inputs they are at most
+// 127 * 128 * K, which 32 bits hold for any K up to 132,104.
+//
+// Compiled once per FORMAT (8, 4), X_BITS (16, 8), STAGES, SILU; SCALE_SUMS is 0. The text before defines these, and `wgmma` for
+// 128 rows; then weights.cuh.
 
 constexpr int BATCH = 128, ACC = BATCH / 2, PAIR = 2, CONSUMERS = 256, THREADS = CONSUMERS + 128;
-constexpr int X_HALF_BYTES = BATCH * 128, X_BYTES = 2 * X_HALF_BYTES, W_BYTES = PAIR * UNIT_BYTES;
+constexpr int X_BOX_BYTES = BATCH * 128, X_BOXES = X_BITS / 8;  // rows of 128 bytes are the widest that the swizzle takes
+constexpr int X_BYTES = X_BOXES * X_BOX_BYTES, W_BYTES = PAIR * UNIT_BYTES;
 constexpr int OFFSET_W = STAGES * X_BYTES;
 constexpr int OFFSET_LUT = OFFSET_W + STAGES * W_BYTES;
 constexpr int OFFSET_BARRIERS = OFFSET_LUT + LUT_BYTES;
+
+template <int BITS> struct SumOf { typedef float type; };
+template <> struct SumOf<8> { typedef int type; };
+typedef SumOf<X_BITS>::type Sum;
 
 // Tile t: outputs of the units' tiles 2 * pair and 2 * pair + 1, rows of x from m * BATCH on.
 struct Place {
@@ -37,7 +45,7 @@ DEVICE void produce(const TensorMap* map, const u8* units, Walk walk, int row_ti
     for (int i = 0; i < PAIR; i++) {
       const int tile = min(place.pair * PAIR + i, output_tiles - 1);  // of an odd number the last stands twice
       copy_unit(w + i * UNIT_BYTES, units + ((size_t)tile * walk.chunks + chunk) * UNIT_BYTES, bar, policy);
-      copy_x(x + i * X_HALF_BYTES, map, chunk * CHUNK + i * 64, place.m * BATCH, bar);
+      if (i < X_BOXES) copy_x(x + i * X_BOX_BYTES, map, chunk * CHUNK + i * 64, place.m * BATCH, bar);
     }
     if (++stage == STAGES) { stage = 0; parity ^= 1; }
   }
@@ -54,7 +62,8 @@ struct Ring {
 
 // Adds num_units units of one tile to acc[0] (the first 64 outputs of the warpgroup's unit) and acc[1]. A block of weights is
 // dequantized while the tensor cores multiply the one before.
-DEVICE void multiply(float (&acc)[2][ACC], int num_units, u32 base, Ring& ring) {
+DEVICE void multiply(Sum (&acc)[2][ACC], int num_units, u32 base, Ring& ring) {
+  constexpr int STEPS = 2 * CHUNK / BLOCK_INPUTS;
   const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3, unit = threadIdx.x >> 7;
   const u32 full = base + OFFSET_BARRIERS, empty = full + STAGES * 8, lut = base + OFFSET_LUT + lane * 4;
   Raw raw;
@@ -67,14 +76,14 @@ DEVICE void multiply(float (&acc)[2][ACC], int num_units, u32 base, Ring& ring) 
     const int stage = ring.stage;
     const u64 x = describe_x(base + stage * X_BYTES);
 #pragma unroll
-    for (int step = 0; step < 4; step++) {  // 64 outputs x 64 inputs each
+    for (int step = 0; step < STEPS; step++) {  // 64 outputs x BLOCK_INPUTS inputs each
       const int half = step / 2, j = step % 2;
       dequantize(blocks[j], raw, lut);
       wgmma_fence();
 #pragma unroll
-      for (int i = 0; i < 4; i++) wgmma(acc[j], blocks[j].a + i * 4, x + half * (X_HALF_BYTES / 16) + i * 2);
+      for (int i = 0; i < 4; i++) wgmma(acc[j], blocks[j].a + i * 4, x + half * (X_BOX_BYTES / 16) + i * 2);
       wgmma_commit();
-      if (step < 3) {
+      if (step < STEPS - 1) {
         load_raw(raw, w, (step + 1) / 2, (step + 1) % 2 * 4 + warp, lane);
       } else {
         ring.next();
@@ -98,8 +107,8 @@ DEVICE void multiply(float (&acc)[2][ACC], int num_units, u32 base, Ring& ring) 
 }
 
 // A block that does not finish its tile leaves its sums for the one that does, behind a flag that the reader clears.
-DEVICE void leave_partials(const float (&acc)[2][ACC], float* partials, u32* flags) {
-  float* to = partials + (size_t)blockIdx.x * 2 * ACC * CONSUMERS + threadIdx.x;
+DEVICE void leave_partials(const Sum (&acc)[2][ACC], Sum* partials, u32* flags) {
+  Sum* to = partials + (size_t)blockIdx.x * 2 * ACC * CONSUMERS + threadIdx.x;
 #pragma unroll
   for (int i = 0; i < 2 * ACC; i++) to[i * CONSUMERS] = acc[i / ACC][i % ACC];
   __threadfence();
@@ -108,7 +117,7 @@ DEVICE void leave_partials(const float (&acc)[2][ACC], float* partials, u32* fla
 }
 
 // Adds what the blocks [first, blockIdx.x) left of this tile, in that order.
-DEVICE void add_partials(float (&acc)[2][ACC], int first, const float* partials, u32* flags) {
+DEVICE void add_partials(Sum (&acc)[2][ACC], int first, const Sum* partials, u32* flags) {
   constexpr int STRIP = 16;
   const int tid = threadIdx.x, last = blockIdx.x;
   if (tid < last - first)
@@ -116,11 +125,11 @@ DEVICE void add_partials(float (&acc)[2][ACC], int first, const float* partials,
   named_barrier<2, CONSUMERS>();
 #pragma unroll
   for (int i0 = 0; i0 < 2 * ACC; i0 += STRIP) {
-    float sum[STRIP];
+    Sum sum[STRIP];
 #pragma unroll
-    for (int i = 0; i < STRIP; i++) sum[i] = 0.f;
+    for (int i = 0; i < STRIP; i++) sum[i] = 0;
     for (int b = first; b < last; b++) {
-      const float* from = partials + ((size_t)b * 2 * ACC + i0) * CONSUMERS + tid;
+      const Sum* from = partials + ((size_t)b * 2 * ACC + i0) * CONSUMERS + tid;
 #pragma unroll
       for (int i = 0; i < STRIP; i++) sum[i] += load_l2(from + i * CONSUMERS);
     }
@@ -132,8 +141,8 @@ DEVICE void add_partials(float (&acc)[2][ACC], int first, const float* partials,
 }
 
 // Sums to fp16 outputs. A lane holds output rows g and g + 8 of its warp and x's rows 8 j + 2 t and the next.
-DEVICE void write_out(const float (&acc)[2][ACC], const Place& place, int output_tiles, const float* row_scale, u16* out, int M,
-                      int N) {
+DEVICE void write_out(const Sum (&acc)[2][ACC], const Place& place, int output_tiles, const float* row_scale, const float* x_scale,
+                      u16* out, int M, int N) {
   const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3, g = lane >> 2, t = lane & 3;
   const int tile = place.pair * PAIR + (threadIdx.x >> 7);
   if (tile >= output_tiles) return;
@@ -144,8 +153,12 @@ DEVICE void write_out(const float (&acc)[2][ACC], const Place& place, int output
     const int n = (SILU ? tile * (ROWS / 2) + warp_row * 8 : tile * ROWS + warp_row * 16) + 2 * t;
 #pragma unroll
     for (int j = 0; j < BATCH / 8; j++) {
-      const float y0 = acc[half][4 * j] * scale0, y1 = acc[half][4 * j + 1] * scale0;
-      const float z0 = acc[half][4 * j + 2] * scale1, z1 = acc[half][4 * j + 3] * scale1;
+      float y0 = acc[half][4 * j] * scale0, y1 = acc[half][4 * j + 1] * scale0;
+      float z0 = acc[half][4 * j + 2] * scale1, z1 = acc[half][4 * j + 3] * scale1;
+      if (X_BITS == 8) {
+        const float2 of_x = *(const float2*)(x_scale + place.m * BATCH + 8 * j + 2 * t);
+        y0 *= of_x.x; y1 *= of_x.y; z0 *= of_x.x; z1 *= of_x.y;
+      }
       const int m = place.m * BATCH + 8 * j + g;
       u16* to = out + (size_t)m * N + n;
       if (SILU) {  // row g is of the gate, row g + 8 the same row of up
@@ -162,8 +175,8 @@ DEVICE void write_out(const float (&acc)[2][ACC], const Place& place, int output
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 quantized_gemm_wide(const __grid_constant__ TensorMap x_map, const u8* __restrict__ units, const float* __restrict__ row_scale,
-                    u16* __restrict__ out, float* __restrict__ partials, u32* __restrict__ flags, int M, int N, int output_tiles,
-                    int chunks) {
+                    u16* __restrict__ out, Sum* __restrict__ partials, u32* __restrict__ flags, int M, int N, int output_tiles,
+                    int chunks, const float* x_scale) {  // of whole tiles of rows; null where X_BITS is 16
   extern __shared__ u8 raw[];
   const u32 base = (shared_address(raw) + 1023) & ~1023u;
   const u32 full = base + OFFSET_BARRIERS, empty = full + STAGES * 8;
@@ -189,9 +202,9 @@ quantized_gemm_wide(const __grid_constant__ TensorMap x_map, const u8* __restric
   wait_for_previous_kernel();
   Ring ring{0, 0};
   while (!walk.done()) {
-    float acc[2][ACC];
+    Sum acc[2][ACC];
 #pragma unroll
-    for (int i = 0; i < 2 * ACC; i++) acc[i / ACC][i % ACC] = 0.f;
+    for (int i = 0; i < 2 * ACC; i++) acc[i / ACC][i % ACC] = 0;
     multiply(acc, walk.high - walk.low, base, ring);
     const int tile = walk.low / chunks;
     if (walk.high < (tile + 1) * chunks) {
@@ -200,7 +213,7 @@ quantized_gemm_wide(const __grid_constant__ TensorMap x_map, const u8* __restric
       // the block of the tile's first unit: the last one whose run begins at or before it
       const int first = (int)((((long long)tile * chunks + 1) * gridDim.x - 1) / num_units);
       if (first < blockIdx.x) add_partials(acc, first, partials, flags);
-      write_out(acc, Place(tile, row_tiles), output_tiles, row_scale, out, M, N);
+      write_out(acc, Place(tile, row_tiles), output_tiles, row_scale, x_scale, out, M, N);
     }
     walk.high = walk.low;
     walk.start_tile();

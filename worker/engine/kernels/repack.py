@@ -3,7 +3,8 @@
 A unit is 128 outputs x 128 inputs; units lie tile of outputs by tile, in a tile from the first inputs on. Inside a
 unit come the eight groups of 16 rows in turn, and in each the 16 bytes of every lane of a warp, in the order in which
 wgmma's operand A wants them in registers (PTX ISA, "Register fragments for wgmma.mma_async.m64k16"), so that a warp
-reads 512 bytes in a row. NF4 units end with their absmax: two blocks of 64 inputs, 128 rows each.
+reads 512 bytes in a row. The same bytes of int8 are operand A of m64k32, if the activations, int8 then, come in their
+order (round_rows.cu). NF4 units end with their absmax: two blocks of 64 inputs, 128 rows each.
 """
 
 from __future__ import annotations

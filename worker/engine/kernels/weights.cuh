@@ -1,9 +1,11 @@
 // What the products share: how blocks of threads divide the units of a weight (layout: repack.py) among themselves, how
 // a unit comes to shared memory, and how its bytes become wgmma's operand A in registers.
 //
-// Compiled with FORMAT (8, 4) and SCALE_SUMS: NF4 weights come without their absmax, which scales the sums of 64 inputs.
+// Compiled with FORMAT (8, 4), SCALE_SUMS: NF4 weights come without their absmax, which scales the sums of 64 inputs; and X_BITS,
+// bits of an activation (16; with int8 weights 8 too).
 
 constexpr int ROWS = 128, CHUNK = 128;
+constexpr int BLOCK_INPUTS = X_BITS == 8 ? 128 : 64;  // of four wgmma steps
 constexpr int CODE_BYTES = FORMAT == 8 ? ROWS * CHUNK : ROWS * CHUNK / 2;
 constexpr int UNIT_BYTES = FORMAT == 8 ? CODE_BYTES : CODE_BYTES + ROWS * (CHUNK / 64) * 4;
 constexpr int LUT_BYTES = FORMAT == 4 ? 256 * 32 * 4 : 0;
@@ -50,7 +52,7 @@ struct Walk {
   }
 };
 
-// What a warp multiplies in one go: its 16 rows x 64 inputs, as the A fragments of four wgmma steps.
+// What a warp multiplies in one go: its 16 rows x BLOCK_INPUTS inputs, as the A fragments of four wgmma steps.
 struct Block {
   u32 a[16];
   float scale0, scale1;  // absmax of rows g and g + 8; only where SCALE_SUMS
@@ -58,14 +60,14 @@ struct Block {
 
 // A block as it is stored. Read one block ahead, so that nobody waits for it.
 struct Raw {
-  uint4 codes[FORMAT == 8 ? 2 : 1];
+  uint4 codes[FORMAT == 8 ? BLOCK_INPUTS / 32 : 1];
   u32 absmax0, absmax1;
 };
 
 DEVICE void load_raw(Raw& raw, u32 w, int half, int warp_row, int lane) {
   if constexpr (FORMAT == 8) {
 #pragma unroll
-    for (int q = 0; q < 2; q++) raw.codes[q] = load_shared4(w + ((warp_row * 4 + half * 2 + q) * 32 + lane) * 16);
+    for (int q = 0; q < BLOCK_INPUTS / 32; q++) raw.codes[q] = load_shared4(w + ((warp_row * 4 + half * 2 + q) * 32 + lane) * 16);
   } else {
     raw.codes[0] = load_shared4(w + ((warp_row * 2 + half) * 32 + lane) * 16);
     const u32 absmax = w + CODE_BYTES + (half * ROWS + warp_row * 16 + (lane >> 2)) * 4;
@@ -74,8 +76,25 @@ DEVICE void load_raw(Raw& raw, u32 w, int half, int warp_row, int lane) {
   }
 }
 
+// Volatile, since behind wgmma_fence the compiler would wait for every single wgmma before it touches a register.
+DEVICE u32 subtract_bias(u32 codes) {
+  u32 r;
+  asm volatile("xor.b32 %0, %1, 0x80808080;" : "=r"(r) : "r"(codes));
+  return r;
+}
+
 DEVICE void dequantize(Block& block, const Raw& raw, u32 lut) {
-  if constexpr (FORMAT == 8) {
+  if constexpr (X_BITS == 8) {
+    // The bytes are operand A of 8 bits as they lie, but for their bias, if in each 16 inputs of x word t of four has the inputs
+    // 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 (round_rows.cu): in which order inputs are added does not matter to whole numbers.
+#pragma unroll
+    for (int q = 0; q < 4; q++) {
+      block.a[4 * q] = subtract_bias(raw.codes[q].x);
+      block.a[4 * q + 1] = subtract_bias(raw.codes[q].y);
+      block.a[4 * q + 2] = subtract_bias(raw.codes[q].z);
+      block.a[4 * q + 3] = subtract_bias(raw.codes[q].w);
+    }
+  } else if constexpr (FORMAT == 8) {
 #pragma unroll
     for (int q = 0; q < 2; q++) {
       const u32 words[4] = {raw.codes[q].x, raw.codes[q].y, raw.codes[q].z, raw.codes[q].w};
