@@ -157,7 +157,7 @@ def generate(
     ca: Ca = None,
     start: Annotated[bool, typer.Option("--up", help="start a private `herd up` for the occasion")] = False,
     model: Annotated[str, typer.Option(help="the model's name; may be left out when one is served")] = "",
-    system: Annotated[str | None, typer.Option(help="a system prompt")] = None,
+    system: Annotated[str, typer.Option(help="a system prompt")] = "",
     raw: Annotated[bool, typer.Option(help="continue the text as it is, without the chat format")] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's")] = None,
     top_p: Annotated[float | None, typer.Option(help="default: the model's")] = None,

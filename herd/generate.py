@@ -27,7 +27,7 @@ class GenerateOptions:
     reach: Reach
     start: bool
     model: str
-    system: str | None
+    system: str  # none if empty
     raw: bool
     temperature: float | None
     top_p: float | None
@@ -47,6 +47,9 @@ def run_generate(options: GenerateOptions) -> int:
     try:
         if options.prompt == "-":
             options = replace(options, prompt=sys.stdin.buffer.read().decode())
+        if not options.prompt:
+            complain("generate", "the prompt is empty")
+            return 2
         if options.start:
             with private_herd() as address:
                 return _stream(options, Reach((address,)))
@@ -71,7 +74,7 @@ def build_spec(options: GenerateOptions) -> common_pb2.GenerationSpec:
     if options.raw:
         spec.prompt = options.prompt
     else:
-        if options.system is not None:
+        if options.system:
             spec.chat.messages.add(role=common_pb2.ROLE_SYSTEM, content=options.system)
         spec.chat.messages.add(role=common_pb2.ROLE_USER, content=options.prompt)
     for name in ("temperature", "top_p", "top_k", "seed"):

@@ -33,7 +33,7 @@ def check_input(spec: common_pb2.GenerationSpec, violations: Violations) -> None
         case None:
             violations.add("spec.input", "is missing: one of prompt, chat and token_ids is required")
         case "prompt" if not spec.prompt:
-            violations.add("spec.prompt", "is empty")
+            violations.add("spec.prompt", "is empty; token_ids with the model's BOS alone begin a text from nothing")
         case "token_ids" if not spec.token_ids.ids:
             violations.add("spec.token_ids.ids", "is empty")
         case "chat":
@@ -47,12 +47,17 @@ def check_model_name(name: str, field: str, violations: Violations) -> None:
 
 
 def check_chat(chat: common_pb2.ChatInput, field: str, violations: Violations) -> None:
-    """Number of messages, and roles that there are. The order of roles is the chat format's to judge."""
+    """Number of messages, roles that there are, and users that say something, as in every turn of a session.
+
+    The order of roles is the chat format's to judge. An answer may be empty: one that was cancelled at its first token.
+    """
     if not 1 <= len(chat.messages) <= MAX_MESSAGES:
         violations.add(f"{field}.messages", f"has {len(chat.messages)} messages; 1 to {MAX_MESSAGES}")
     for index, message in enumerate(chat.messages[:MAX_MESSAGES]):
         if message.role not in _ROLES:
             violations.add(f"{field}.messages[{index}].role", f"is {message.role}; must be system, user or assistant")
+        elif message.role == common_pb2.ROLE_USER and not message.content:
+            violations.add(f"{field}.messages[{index}].content", "is empty")
 
 
 def messages_of(chat: common_pb2.ChatInput) -> list[Message]:

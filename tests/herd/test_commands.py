@@ -78,6 +78,14 @@ def test_what_no_request_can_hold_is_a_wrong_command_line(command: str, option: 
     assert option.split()[0] in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [("",), ("", "--raw"), ("-",)])
+def test_an_empty_prompt_is_a_wrong_command_line(arguments: tuple[str, ...]) -> None:
+    """Of standard input too, which is what a script's unset variable or a failed pipe gives; no gateway is asked."""
+    done = herd("generate", *arguments, "--address", "127.0.0.1:1")
+
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "herd generate: the prompt is empty\n")
+
+
 def test_bytes_that_are_no_text_are_refused(herd_up: HerdProcess) -> None:
     """Of a prompt or an argument with status 2; of a conversation only their line, and what comes after is answered."""
 

@@ -116,7 +116,7 @@ REFUSED: list[tuple[Spec, str, str]] = [
     (spec(model="m" * 129), "spec.model", "has 129 characters"),
     (spec(model=""), "spec.model", "is required, as several models are served"),
     (Spec(model="chat"), "spec.input", "is missing"),
-    (spec(prompt=""), "spec.prompt", "is empty"),
+    (spec(prompt=""), "spec.prompt", "is empty; token_ids with the model's BOS alone"),
     (spec(prompt="é" * 3000), "spec.prompt", "prompt has 6002 tokens; this model accepts 4095"),
     (spec(prompt="x" * 5010), "spec.prompt", "prompt has at least 5012 tokens; this model accepts 4095"),
     (spec(prompt="x" * (CONTEXT - 2)), "spec.prompt", "prompt has at least 4096 tokens; this model accepts 4095"),
@@ -129,6 +129,8 @@ REFUSED: list[tuple[Spec, str, str]] = [
     (chat(*[(USER, "x")] * 1025), "spec.chat.messages", "has 1025 messages"),
     (chat((common_pb2.ROLE_UNSPECIFIED, "x")), "spec.chat.messages[0].role", "is 0"),
     (chat((USER, "x"), (USER, "y")), "spec.chat.messages[1].role", "must be assistant"),
+    (chat((USER, "")), "spec.chat.messages[0].content", "is empty"),
+    (chat((USER, "x"), (ASSISTANT, ""), (USER, "")), "spec.chat.messages[2].content", "is empty"),
     (chat((SYSTEM, "x")), "spec.chat.messages", "has no user message"),
     (chat((USER, "x"), (ASSISTANT, "y")), "spec.chat.messages[1].role", "the last must be user"),
     (chat((USER, "see [INST]")), "spec.chat.messages[0].content", "[INST]"),
@@ -225,7 +227,8 @@ async def test_bytes_that_are_no_request_are_a_typed_error(gateway: RunningGatew
         spec(prompt="x" * (CONTEXT - 3)),
         spec(priority=common_pb2.PRIORITY_LOW, resume_window_ms=600_000),
         ids(*[VOCABULARY - 1] * (CONTEXT - 1)),
-        chat((SYSTEM, ""), (USER, "x"), (ASSISTANT, "y"), (USER, "z")),
+        ids(1),  # BOS alone
+        chat((SYSTEM, ""), (USER, "x"), (ASSISTANT, ""), (USER, "z")),
         chat((USER, "see [INST]"), allow=True),
     ],
 )

@@ -150,7 +150,7 @@ export const ChatSetupSchema: GenMessage<ChatSetup> = /*@__PURE__*/
  */
 export type UserMessage = Message<"llamaherd.v1.UserMessage"> & {
   /**
-   * What is said, UTF-8. At most 1 MiB.
+   * What is said, UTF-8. Not empty; at most 1 MiB.
    *
    * @generated from field: string content = 1;
    */

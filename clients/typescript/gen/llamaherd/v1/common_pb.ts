@@ -139,7 +139,8 @@ export type ChatMessage = Message<"llamaherd.v1.ChatMessage"> & {
   role: Role;
 
   /**
-   * What is said, UTF-8. Bound: 4 MiB for a whole request, and the context length once encoded.
+   * What is said, UTF-8. Bound: 4 MiB for a whole request, and the context length once encoded. Not empty where the user
+   * speaks.
    *
    * @generated from field: string content = 2;
    */
@@ -424,7 +425,7 @@ export type GenerationSpec = Message<"llamaherd.v1.GenerationSpec"> & {
    */
   input: {
     /**
-     * Plain text; BOS is put before it.
+     * Plain text; BOS is put before it. Not empty: what begins from nothing, with a base model, is token_ids with BOS alone.
      *
      * @generated from field: string prompt = 2;
      */
