@@ -6,7 +6,7 @@
 * start: from nothing to the first token over gRPC, twice. Only the first one here may have kernels to compile.
 * service: a closed loop of N streams a worker (bench/load.py). `kept` is its share of the tokens/s that the engine
   makes of the same requests without the service (bench/alone.py); `added ms` is what it adds to the first token.
-  `cores` are CPU seconds a second, of the gateway, of Redis, and of the first engine process' event loop and engine.
+  `cores` are CPU seconds a second, of the gateways, of Redis, and of the first engine process' event loop and engine.
 * with --workers 1 2, on a machine of two GPUs, once for each: `times` is tokens/s over those of the first.
 
 A worker has as many slots as the most streams asked for, so that full workers share the load evenly.
@@ -51,10 +51,11 @@ class Herd:
     pids: Mapping[str, int]
 
     def cpu_s(self) -> dict[str, float]:
-        """CPU seconds so far: gateway, Redis, the first engine process' event loop, and its other threads."""
+        """CPU seconds so far: gateways, Redis, the first engine process' event loop, and its other threads."""
         engine = children(self.pids["worker-0"])[0]
         threads = thread_cpu_s(engine)
-        processes = {"gateway": usage([self.pids["gateway"]]).cpu_s, "redis": usage([self.pids["valkey"]]).cpu_s}
+        gateways = [pid for name, pid in self.pids.items() if name.startswith("gateway")]
+        processes = {"gateway": usage(gateways).cpu_s, "redis": usage([self.pids["valkey"]]).cpu_s}
         return {**processes, "loop": threads.pop(engine), "engine": sum(threads.values())}
 
 
@@ -65,7 +66,14 @@ def herd_up(folder: Path, workers: int, options: argparse.Namespace) -> Iterator
     settings |= {"HERD_WORKER_KV_CACHE_BYTES": str(options.kv_cache_bytes)} if options.kv_cache_bytes else {}
     with tempfile.TemporaryDirectory(prefix="herd-bench-") as work:
         ready, words = Path(work) / "ready.json", Path(work) / "words.log"
-        flags = {"model": folder, "workers": workers, "port": 0, "device": options.device, "ready-file": ready}
+        flags = {
+            "model": folder,
+            "workers": workers,
+            "gateways": options.gateways,
+            "port": 0,
+            "device": options.device,
+            "ready-file": ready,
+        }
         command = [sys.executable, "-m", "herd", "up", "--verbose"]
         command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
         begun_s = time.monotonic()
@@ -177,6 +185,7 @@ def main() -> None:
     add("--folders", nargs="+", type=Path, required=True, help="model folders, one after the other")
     add("--streams", nargs="+", type=int, default=[1, 8, 64, 128], help="of each worker")
     add("--workers", nargs="+", type=int, default=[1])
+    add("--gateways", type=int, default=1)
     add("--rounds", type=int, default=0, help="generations a stream; by default the fewer, the more streams there are")
     add("--prompt", type=int, default=128, help="tokens")
     add("--new", type=int, default=128, help="tokens of an answer")

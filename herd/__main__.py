@@ -104,6 +104,9 @@ def up(
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="worker processes of each model; one GPU each where there are GPUs")
     ] = 1,
+    gateways: Annotated[
+        int, typer.Option(min=1, max=64, help="gateway processes on the one port; a busy one takes a core")
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N", callback=_device)] = "auto",
     chat_format: Annotated[
         ChatFormat, typer.Option(help="auto: by the folder's template (older chat folders have none: llama2)")
@@ -113,7 +116,11 @@ def up(
     insecure: Annotated[bool, typer.Option(help="allow a host beyond loopback without TLS")] = False,
     metrics_port: Annotated[
         int,
-        typer.Option(min=0, max=65000, help="the gateway tells Prometheus there, the workers on the ports after it"),
+        typer.Option(
+            min=0,
+            max=65000,
+            help="the gateway tells Prometheus there, more gateways and the workers on the ports after it",
+        ),
     ] = 0,
     redis_url: Annotated[str | None, typer.Option(help="a Redis of yours; default: a private valkey")] = None,
     state_dir: Annotated[
@@ -122,7 +129,7 @@ def up(
     ready_file: Annotated[Path | None, typer.Option(help="write the address here, as JSON, once all serve")] = None,
     verbose: Annotated[bool, typer.Option(help="show the processes' logs")] = False,
 ) -> None:
-    """Run everything on this machine: a private valkey, a gateway and workers."""
+    """Run everything on this machine: a private valkey, gateways and workers."""
     from herd.up import UpOptions, run_up
 
     options = UpOptions(
@@ -130,6 +137,7 @@ def up(
         model_names=tuple(model_name or ()),
         quantization=quantization,
         workers=workers,
+        gateways=gateways,
         device=device,
         chat_format=chat_format,
         host=host,

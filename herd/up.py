@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from contract.broker import Broker, ServerUnfit
 from contract.errors import BrokerDown
 from herd.children import Child, ChildFailed
-from herd.machine import answers, check_redis, reserved_port, run_folder, serves, visible_gpus
+from herd.machine import all_serve, answers, check_redis, reserved_port, run_folder, visible_gpus
 from herd.show_error import complain
 from herd.valkey import NoServerBinary, server_command
 from service.settings import GatewaySettings
@@ -37,12 +37,13 @@ class UpOptions:
     model_names: tuple[str, ...]  # none, or one for each model
     quantization: str
     workers: int
+    gateways: int
     device: str
     chat_format: str
     host: str
     port: int
     insecure: bool
-    metrics_port: int  # the gateway's; the workers' follow it; 0 leaves it to the environment
+    metrics_port: int  # the first gateway's; the others' and the workers' follow it; 0 leaves it to the environment
     redis_url: str | None
     state_dir: Path | None
     ready_file: Path | None
@@ -162,7 +163,7 @@ class _Herd:
         return f"unix://{path}"
 
     def _own_children(self, run_dir: Path, port: int, redis_url: str) -> Iterator[Child]:
-        """The gateway and the workers, not yet started."""
+        """The gateways and the workers, not yet started."""
         options = self.options
         gateway = {
             "HERD_GATEWAY_REDIS_URL": redis_url,
@@ -171,9 +172,10 @@ class _Herd:
         }
         if options.insecure:
             gateway["HERD_GATEWAY_INSECURE"] = "true"
-        if options.metrics_port:
-            gateway["HERD_GATEWAY_METRICS_PORT"] = str(options.metrics_port)
-        yield self._python("gateway", "service", gateway, run_dir)
+        for number in range(options.gateways):
+            mine = {"HERD_GATEWAY_METRICS_PORT": str(options.metrics_port + number)} if options.metrics_port else {}
+            name = "gateway" if options.gateways == 1 else f"gateway-{number}"
+            yield self._python(name, "service", gateway | mine, run_dir)
         gpus = visible_gpus() if options.device in ("auto", "cuda") else []
         # Beside each engine stand its supervisor, a gateway and a broker; an engine that waits for a core waits long.
         workers = [model for model in self.models for _ in range(options.workers)]
@@ -191,7 +193,7 @@ class _Herd:
                 "HERD_WORKER_CHAT_FORMAT": options.chat_format,
             }
             if options.metrics_port:
-                worker["HERD_WORKER_METRICS_PORT"] = str(options.metrics_port + 1 + number)
+                worker["HERD_WORKER_METRICS_PORT"] = str(options.metrics_port + options.gateways + number)
             if len(gpus) > 1:
                 worker["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
             yield self._python(f"worker-{number}", "worker", worker, run_dir)
@@ -226,7 +228,7 @@ class _Herd:
             partial.replace(self.options.ready_file)  # a reader sees all of it or nothing
 
     async def _wait_ready(self, broker: Broker, gateway: GatewaySettings) -> None:
-        """Return once every worker is ready and the gateway serves every model."""
+        """Return once every worker is ready and each gateway serves every model."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         names = [model.name for model in self.models]
         num_workers = len(names) * self.options.workers
@@ -238,7 +240,7 @@ class _Herd:
                 done = sum(float(fields.get("progress", 0)) for fields in pool)
                 progress.update(task, completed=min(done, float(num_workers)))
                 is_loaded = all(ready[name] >= self.options.workers for name in names)
-                if is_loaded and await asyncio.to_thread(serves, gateway, names):
+                if is_loaded and await asyncio.to_thread(all_serve, gateway, names, self.options.gateways):
                     return
                 await asyncio.sleep(0.05)
 

@@ -16,12 +16,14 @@ from herd.children import Child, ChildFailed, last_words
 from herd.machine import visible_gpus
 from herd.up import DEMO_MODEL, UpOptions, _gateway_settings, _Herd, models_of
 from tests.herd_process import ROOT
+from tests.herd_process import herd_up as herd_of
 
 OPTIONS = UpOptions(
     models=(),
     model_names=(),
     quantization="auto",
     workers=2,
+    gateways=1,
     device="cpu",
     chat_format="auto",
     host="127.0.0.1",
@@ -48,6 +50,9 @@ def test_every_process_has_a_metrics_port_of_its_own() -> None:
     assert told(options, "HERD_GATEWAY_METRICS_PORT")["gateway"] == "9464"
     workers = told(options, "HERD_WORKER_METRICS_PORT")
     assert (workers["worker-0"], workers["worker-1"]) == ("9465", "9466")
+    options = replace(options, gateways=2)
+    gateways, workers = told(options, "HERD_GATEWAY_METRICS_PORT"), told(options, "HERD_WORKER_METRICS_PORT")
+    assert (gateways["gateway-0"], gateways["gateway-1"], workers["worker-0"]) == ("9464", "9465", "9466")
 
 
 def test_workers_share_the_cores() -> None:
@@ -78,6 +83,15 @@ def test_only_gpus_that_were_given_are_handed_on(monkeypatch: pytest.MonkeyPatch
     workers = [seen[f"worker-{number}"] for number in range(3)]
     assert workers == [names[number % len(names)] if len(names) > 1 else given for number in range(3)]
     assert float(shares["worker-0"] or 0) == (1 / 2 if len(names) == 2 else 1 / 3)
+
+
+def test_two_gateways_share_the_port() -> None:
+    """Both serve, and the herd is ready once they do."""
+    with herd_of("--gateways", "2", "--device", "cpu") as herd:
+        command = [sys.executable, "-m", "herd", "status", "--json", "--redis-url", herd.redis_url]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+        found = {each["pid"]: (each["state"], each["address"]) for each in json.loads(told)["gateways"]}
+        assert found == {herd.pids[name]: ("serving", herd.address) for name in ("gateway-0", "gateway-1")}
 
 
 def herd_up(*arguments: str) -> "subprocess.CompletedProcess[str]":
