@@ -12,6 +12,7 @@ from typing import Any, Self
 from redis.exceptions import ResponseError
 
 from contract import connection, keys, parsing
+from contract.announced import is_announced, read_bundle, read_models
 from contract.beats import read_beats
 from contract.chat import ChatStore
 from contract.connection import Client, ServerUnfit, answered
@@ -19,7 +20,7 @@ from contract.dead import DeadLetters
 from contract.errors import Overloaded, QuotaExceeded, RequestIdReused, UnknownGeneration
 from contract.log_entries import parse_inbox_row, parse_log_entry
 from contract.log_pages import LogPage, LogPlace, read_ending, read_page
-from contract.messages import Ending, EndReason, Job, LogEntry, TokenRow, encode_choice_ends
+from contract.messages import Ending, EndReason, Job, LogEntry, MalformedMessage, TokenRow, encode_choice_ends
 from contract.outcomes import (
     Delivered,
     GatewayBeat,
@@ -36,8 +37,10 @@ from contract.outcomes import (
     Taken,
     WorkerBeat,
 )
+from contract.parsing import readable
 from contract.scripts import run_script
 from contract.server_check import Weakness, check_server, find_weaknesses
+from contract.standings import read_leases, read_standings
 
 __all__ = [
     "Broker",
@@ -132,7 +135,8 @@ class Broker:
             max_waiting_tokens: their tokens, of prompts and outputs; a job that waits alone may have any number.
             max_held: generations of the caller that may have no end yet, this one included.
 
-        Raises Overloaded, QuotaExceeded, RequestIdReused (another digest), UnknownGeneration (another caller's).
+        Raises Overloaded, QuotaExceeded, RequestIdReused (another digest), UnknownGeneration (another caller's), and
+        Unreadable.
         """
         generation_id = job.generation_id
         answer = await self._run(
@@ -144,7 +148,9 @@ class Broker:
                 *(max_waiting, max_waiting_tokens, max_held),
             ],
         )
-        if (submitted := parsing.parse_submitted(answer, generation_id)) is not None:
+        with readable(generation_id):
+            submitted = parsing.parse_submitted(answer, generation_id)
+        if submitted is not None:
             return submitted
         match answer[0]:
             case b"WAITING":
@@ -159,7 +165,7 @@ class Broker:
                 raise UnknownGeneration(generation_id)
 
     async def attach(self, generation_id: str, *, caller: str, gateway_id: str) -> Record:
-        """Register as a reader, before the log is read. Raises UnknownGeneration.
+        """Register as a reader, before the log is read. Raises UnknownGeneration, Unreadable.
 
         Where the answer says that this gateway gets no rows, four others do: read the log, and attach again now and
         then, for a place may become free.
@@ -167,10 +173,11 @@ class Broker:
         answer = await self._run("attach", [keys.record(generation_id)], [keys.TAG, caller, gateway_id])
         if answer is None:
             raise UnknownGeneration(generation_id)
-        return parsing.parse_record(answer)
+        with readable(generation_id):
+            return parsing.parse_record(answer)
 
     async def record(self, generation_id: str, *, caller: str) -> Record:
-        """The record as it stands; registers nobody. Raises UnknownGeneration."""
+        """The record as it stands; registers nobody. Raises UnknownGeneration, Unreadable."""
         return await self.attach(generation_id, caller=caller, gateway_id="")
 
     async def leave(self, generation_id: str, *, gateway_id: str) -> None:
@@ -178,14 +185,15 @@ class Broker:
         await self._run("leave", [keys.record(generation_id)], [keys.TAG, generation_id, gateway_id])
 
     async def cancel(self, generation_id: str, *, caller: str) -> tuple[State, EndReason | None]:
-        """End a generation; (state now, reason once finished). Raises UnknownGeneration.
+        """End a generation; (state now, reason once finished). Raises UnknownGeneration, Unreadable.
 
         One that runs ends by its owner; said again after GRACE_MS it ends in any case.
         """
         answer = await self._run("cancel", [keys.record(generation_id)], [keys.TAG, generation_id, caller, GRACE_MS])
         if answer is None:
             raise UnknownGeneration(generation_id)
-        return State(answer[0].decode()), EndReason(answer[1].decode()) if answer[1] else None
+        with readable(generation_id):
+            return parsing.parse_end(answer)
 
     async def expire(self, generation_id: str) -> bool:
         """Close a generation whose deadline, or cancel, lies GRACE_MS back; whether this call did."""
@@ -193,15 +201,7 @@ class Broker:
 
     async def standings(self, generation_ids: Sequence[str]) -> list[Standing | None]:
         """Where each log stands, in one round trip; None for a record that is gone, or cannot be read."""
-        if not generation_ids:
-            return []
-        async with answered(), self._client.pipeline(transaction=False) as pipe:
-            for generation_id in generation_ids:
-                pipe.hmget(
-                    keys.record(generation_id), "state", "T", "chain", "attempt", "deadline", "cancel", "readers"
-                )
-            answers = await pipe.execute()
-        return [parsing.parse_standing_or_none(answer) for answer in answers]
+        return await read_standings(self._client, generation_ids)
 
     async def read_log(self, generation_id: str, from_position: int = 0) -> list[LogEntry]:
         """Every entry that holds a token at or after `from_position`, the marks there, and the end if there is one."""
@@ -215,8 +215,9 @@ class Broker:
         return await read_page(self._client, generation_id, place)
 
     async def read_ending(self, generation_id: str) -> Ending | None:
-        """The log's end alone, if it has one."""
-        return await read_ending(self._client, generation_id)
+        """The log's end alone, if it has one. Raises Unreadable."""
+        with readable(generation_id):
+            return await read_ending(self._client, generation_id)
 
     async def gateway_beat(self, gateway_id: str, fields: Mapping[str, str] | None = None) -> str:
         """Live on, keep the inbox, say what we do; the inbox' epoch.
@@ -261,20 +262,11 @@ class Broker:
         Args:
             live: names to look up too: a worker of an earlier version announces without the index.
         """
-        async with answered():
-            indexed = [name.decode() for name in await self._client.zrange(keys.MODELS, 0, -1)]
-            names = sorted({*indexed, *live})
-            async with self._client.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hget(keys.model(name), "digest")
-                digests = await pipe.execute() if names else []
-        return {name: digest.decode() for name, digest in zip(names, digests, strict=True) if digest}
+        return await read_models(self._client, live)
 
     async def bundle(self, digest: str) -> bytes | None:
         """The bytes of a model bundle."""
-        async with answered():
-            found: bytes | None = await self._client.get(keys.bundle(digest))
-        return found
+        return await read_bundle(self._client, digest)
 
     async def queue_depths(self, models: Collection[str]) -> dict[tuple[str, str], QueueDepth]:
         """How far each jobs stream of these models is worked off, by model and class."""
@@ -291,8 +283,7 @@ class Broker:
 
     async def is_announced(self, model: str, digest: str) -> bool:
         """Whether what announce() wrote is there: a server may come back without it."""
-        async with answered():
-            return int(await self._client.exists(keys.MODELS, keys.model(model), keys.bundle(digest))) == 3
+        return await is_announced(self._client, model, digest)
 
     async def worker_beat(self, worker_id: str, fields: Mapping[str, str]) -> int:
         """Live on, and say what we do; Redis' time in milliseconds."""
@@ -313,6 +304,9 @@ class Broker:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
             await self._run("open_queue", [stream], [])  # the server has lost the stream
+            return []
+        except MalformedMessage:
+            await self._run("open_queue", [stream], [])  # something else stands there
             return []
         return parsing.parse_new(stream, answer[0][1] if answer else [])
 
@@ -373,8 +367,8 @@ class Broker:
             for stream in keys.queues(model):
                 try:
                     found |= {c["name"].decode() for c in await self._client.xinfo_consumers(stream, keys.GROUP)}
-                except ResponseError:
-                    continue  # no such stream yet
+                except (ResponseError, MalformedMessage):
+                    continue  # no such stream yet, or something else
         return sorted(found - {keys.FREE})
 
     async def own_pending(self, worker_id: str, model: str) -> list[Delivered]:
@@ -383,13 +377,7 @@ class Broker:
 
     async def leases(self, generation_ids: Sequence[str]) -> list[tuple[str, bool]]:
         """(lease, whether a cancel is wanted) of each, in one round trip; ('', False) for one that is gone."""
-        if not generation_ids:
-            return []
-        async with answered(), self._client.pipeline(transaction=False) as pipe:
-            for generation_id in generation_ids:
-                pipe.hmget(keys.record(generation_id), "lease", "cancel")
-            answers = await pipe.execute()
-        return [((lease or b"").decode(), bool(cancel)) for lease, cancel in answers]
+        return await read_leases(self._client, generation_ids)
 
     def listen(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """Names of channels, one for each message and each new connection; see connection.listen."""

@@ -23,6 +23,7 @@ from redis.exceptions import (
 )
 
 from contract.errors import BrokerDown
+from contract.messages import MalformedMessage
 
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
@@ -47,6 +48,7 @@ _NO_ANSWER = (
     OSError,
 )
 _NO_ANSWER_CODES = ("NOREPLICAS", "MISCONF", "BUSY")  # redis-py knows no class for these
+_OTHER_TYPE = "WRONGTYPE"  # likewise
 
 
 class ServerUnfit(Exception):
@@ -121,6 +123,8 @@ class _Packing:
 async def answered(wait_ms: int = 0) -> AsyncIterator[None]:
     """Bound a call; whatever says that the server cannot serve now comes out as BrokerDown.
 
+    A key that something else has overwritten with another type is MalformedMessage, as damaged bytes are.
+
     Args:
         wait_ms: how long the server was asked to wait.
     """
@@ -132,7 +136,18 @@ async def answered(wait_ms: int = 0) -> AsyncIterator[None]:
     except ResponseError as error:
         if str(error).startswith(_NO_ANSWER_CODES):
             raise BrokerDown from error
+        if str(error).startswith(_OTHER_TYPE):
+            raise MalformedMessage(str(error)) from error
         raise  # our own mistake
+
+
+async def each_answer(pipe: Any) -> list[Any]:
+    """What a pipeline's commands answer, None for one that met a key of another type: it harms none of the others."""
+    answers = await pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, Exception) and not str(answer).startswith(_OTHER_TYPE):
+            raise answer
+    return [None if isinstance(answer, Exception) else answer for answer in answers]
 
 
 @asynccontextmanager

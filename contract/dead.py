@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import keys
-from contract.connection import answered
-from contract.messages import Job
+from contract.connection import answered, each_answer
+from contract.messages import Job, MalformedMessage
 from contract.outcomes import NotTaken
 from contract.scripts import run_script
 
@@ -54,20 +54,24 @@ class DeadLetters:
         return bool(await run_script(self._client, "set_aside", where, [keys.TAG, generation_id, lease, why]))
 
     async def count(self) -> int:
-        """How many there are; about the newest thousand are kept."""
-        async with answered():
-            return int(await self._client.xlen(keys.DEAD))
+        """How many there are; about the newest thousand are kept. None where something else stands for the list."""
+        with suppress(MalformedMessage):
+            async with answered():
+                return int(await self._client.xlen(keys.DEAD))
+        return 0
 
     async def all(self) -> list[DeadJob]:
         """Every one, the oldest first."""
-        async with answered():
-            entries = await self._client.xrange(keys.DEAD)
-            async with self._client.pipeline(transaction=False) as pipe:
-                for _, fields in entries:
-                    record = keys.record(fields[b"g"].decode())
-                    pipe.hmget(record, *_FIELDS)
-                    pipe.pttl(record)
-                answers = await pipe.execute() if entries else []
+        entries: list[tuple[bytes, dict[bytes, bytes]]] = []
+        with suppress(MalformedMessage):
+            async with answered():
+                entries = await self._client.xrange(keys.DEAD)
+        async with answered(), self._client.pipeline(transaction=False) as pipe:
+            for _, fields in entries:
+                record = keys.record(fields[b"g"].decode())
+                pipe.hmget(record, *_FIELDS)
+                pipe.pttl(record)
+            answers = await each_answer(pipe) if entries else []
         return [
             _dead_job(entry_id.decode(), fields, answers[2 * n], answers[2 * n + 1])
             for n, (entry_id, fields) in enumerate(entries)
@@ -78,8 +82,10 @@ class DeadLetters:
         return int(await run_script(self._client, "dead_forget", [keys.DEAD], entry_ids)) if entry_ids else 0
 
 
-def _dead_job(entry_id: str, fields: dict[bytes, bytes], record: Sequence[bytes | None], left_ms: int) -> DeadJob:
-    state, caller, job, num_tokens, window_ms = record
+def _dead_job(
+    entry_id: str, fields: dict[bytes, bytes], record: Sequence[bytes | None] | None, left_ms: int
+) -> DeadJob:
+    state, caller, job, num_tokens, window_ms = record or [None] * len(_FIELDS)
     known = None
     if state is not None and job is not None:
         with suppress(ValueError):  # of a job, or of numbers

@@ -19,6 +19,7 @@ ServeError
 │   └── DeadlineTooShort  it would be, before a worker began
 ├── PositionAhead       the resume point lies beyond the log
 ├── LogBehind           the log lost a tail that the caller has seen, or cannot be read
+├── Unreadable          what is kept of a generation or a conversation is damaged
 ├── PoisonJob           every attempt at this job ended its worker
 └── GenerationFailed    the engine gave this generation up
 
@@ -190,6 +191,19 @@ class LogBehind(ServeError):
 
     def __init__(self, position: int) -> None:
         super().__init__(f"the token log does not agree with what was delivered up to position {position}")
+
+
+class Unreadable(ServeError):
+    """What Redis keeps under this id is damaged, or something else has overwritten it. Asking again changes nothing.
+
+    Args:
+        subject: the id of the generation or the conversation.
+        why: for the log of the service; it may quote what is kept.
+    """
+
+    def __init__(self, subject: str, why: str = "") -> None:
+        super().__init__(f"what is kept of {subject} cannot be read")
+        self.why = why
 
 
 class PoisonJob(ServeError):

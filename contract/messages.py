@@ -41,6 +41,10 @@ class MalformedMessage(ValueError):
     """
 
 
+UNREADABLE = "unreadable"
+"""`Ending.error` of a generation that was set aside because it, or its log, is damaged (lib.lua)."""
+
+
 class EndReason(enum.StrEnum):
     """How a generation ended. Only DONE carries what each choice ended with."""
 

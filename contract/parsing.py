@@ -1,9 +1,11 @@
 """Replies of the scripts, parsed once at the edge. Each parser raises MalformedMessage, whatever is wrong."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+from contract.errors import Unreadable
 from contract.messages import EndReason, Job, MalformedMessage
 from contract.outcomes import Delivered, NotTaken, Record, RowOutcome, RowReply, Standing, State, Submitted, Taken
 
@@ -27,9 +29,19 @@ def _telling(parse: Callable[_Given, _Parsed]) -> Callable[_Given, _Parsed]:
     return parsed
 
 
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """For who answers a caller: what is damaged is told as Unreadable, by the id of what it belongs to."""
+    try:
+        yield
+    except MalformedMessage as error:
+        raise Unreadable(what, str(error)) from error
+
+
 @_telling
 def parse_record(answer: Sequence[Any]) -> Record:
     """What attach.lua answers."""
+    _require_record(answer)
     state, caller, num_tokens, chain, attempt, reason, job, accepted_ms, window_ms, place, gets_rows = answer
     return Record(
         state=State(state.decode()),
@@ -47,8 +59,16 @@ def parse_record(answer: Sequence[Any]) -> Record:
 
 
 @_telling
+def parse_end(answer: Sequence[Any]) -> tuple[State, EndReason | None]:
+    """What cancel.lua answers."""
+    _require_record(answer)
+    return State(answer[0].decode()), EndReason(answer[1].decode()) if answer[1] else None
+
+
+@_telling
 def parse_submitted(answer: Sequence[Any], generation_id: str) -> Submitted | None:
     """What submit.lua answers where the generation stands; None for a refusal."""
+    _require_record(answer[0])
     if answer[0] == b"QUEUED":
         position, place, now_ms = (int(each) for each in answer[1:])
         return Submitted(generation_id, False, State.QUEUED, 0, position, place, now_ms, True)
@@ -126,6 +146,12 @@ def parse_standing(answer: Sequence[bytes | None]) -> Standing | None:
         *(State(state.decode()), int(num_tokens), int(chain), int(attempt), int(deadline_ms or 0), int(cancel_ms or 0)),
         readers=frozenset((readers or b"").decode().split(",")),
     )
+
+
+def _require_record(answer: Any) -> None:
+    """A script says so where the record is of another type, or was replaced by `take`, which knew no more of it."""
+    if answer == b"UNREADABLE":
+        raise MalformedMessage("its record was overwritten")
 
 
 def parse_standing_or_none(answer: Sequence[bytes | None]) -> Standing | None:

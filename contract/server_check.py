@@ -11,7 +11,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisCluste
 from contract import keys
 from contract.connection import ServerUnfit, answered
 from contract.errors import BrokerDown
-from contract.messages import VERSION
+from contract.messages import VERSION, MalformedMessage
 from contract.scripts import run_script
 
 MIN_VERSION = (7, 0)
@@ -90,6 +90,8 @@ async def _check_shape(client: Any) -> None:
         version, shards = await run_script(client, "meta", [keys.META], [VERSION, keys.SHARDS])
     except ResponseError as error:
         raise ServerUnfit(f"the server does not run our scripts: {error}") from error
+    except MalformedMessage as error:
+        raise ServerUnfit(f"{keys.META} is none of ours: {error}") from error
     if int(version) != VERSION:
         raise ServerUnfit(f"this herd speaks version {int(version)} of the protocol, this process {VERSION}")
     if int(shards) != keys.SHARDS:

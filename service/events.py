@@ -5,8 +5,8 @@ Only token messages may be joined by concatenation; every other event is a messa
 
 from collections.abc import Collection, Sequence
 
-from contract.errors import DeadlinePassed, GenerationFailed, PoisonJob, ServeError
-from contract.messages import AttemptMark, ChoiceEnd, Ending, EndReason, Job, MalformedMessage, Times
+from contract.errors import DeadlinePassed, GenerationFailed, PoisonJob, ServeError, Unreadable
+from contract.messages import UNREADABLE, AttemptMark, ChoiceEnd, Ending, EndReason, Job, MalformedMessage, Times
 from llamaherd.v1 import common_pb2, generation_pb2
 
 MAX_UINT32 = 2**32 - 1
@@ -144,4 +144,6 @@ def error_of(ending: Ending, generation_id: str) -> ServeError | None:
         case EndReason.POISON:
             return PoisonJob(ending.attempts)
         case EndReason.FAILED:
+            if ending.error == UNREADABLE:
+                return Unreadable(generation_id, "it was set aside")
             return GenerationFailed(generation_id, ending.attempts)

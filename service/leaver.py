@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract.broker import Broker
-from contract.errors import UnknownGeneration
+from contract.errors import UnknownGeneration, Unreadable
 from service.backoff import until_answered
 
 NUM_WORKERS = 8  # leaves under way at the same time
@@ -68,5 +68,5 @@ class Leaver:
                 await until_answered(
                     lambda: self._broker.attach(generation_id, caller=leaving.caller, gateway_id=self._gateway_id)
                 )
-            except UnknownGeneration:
+            except (UnknownGeneration, Unreadable):
                 return

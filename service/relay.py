@@ -13,7 +13,7 @@ import structlog
 
 from contract import keys
 from contract.broker import GRACE_MS, Broker
-from contract.errors import BrokerDown, UnknownGeneration
+from contract.errors import BrokerDown, UnknownGeneration, Unreadable
 from contract.log_pages import LogPage, LogPlace
 from contract.messages import Job, MalformedMessage
 from service.backoff import Backoff, until_answered
@@ -176,7 +176,7 @@ class Relay:
             record = await self._broker.attach(stream.generation_id, caller=stream.caller, gateway_id=self.gateway_id)
         except UnknownGeneration:
             return  # the next round finds it gone
-        except MalformedMessage as error:
+        except Unreadable as error:
             stream.fail(error)
             return
         finally:

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from contract import keys
-from contract.errors import FieldViolation, InvalidRequest, ReaderStalled, ServeError
+from contract.errors import FieldViolation, InvalidRequest, ReaderStalled, ServeError, Unreadable
 from contract.trace import extract_context
 from service import metrics, status
 from service.context import Context
@@ -172,6 +172,8 @@ class _Outcome:
         """It ends with an error of ours."""
         if isinstance(error, ReaderStalled):
             metrics.count_stalled_reader()
+        if isinstance(error, Unreadable):
+            log.error("what is kept cannot be read", error=str(error), why=error.why)
         row = status.row_of(error)
         self.code, self.reason = row.code.name, row.reason
 

@@ -67,6 +67,7 @@ TABLE: Mapping[type[ServeError], Row] = {
     errors.DeadlineTooShort: Row(_CODE.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", _attribute("estimated_wait_ms")),
     errors.PositionAhead: Row(_CODE.OUT_OF_RANGE, "POSITION_AHEAD", _attribute("num_tokens")),
     errors.LogBehind: Row(_CODE.DATA_LOSS, "LOG_BEHIND"),
+    errors.Unreadable: Row(_CODE.DATA_LOSS, "UNREADABLE"),
     errors.PoisonJob: Row(_CODE.INTERNAL, "POISON_JOB", _attribute("attempts")),
     errors.GenerationFailed: Row(_CODE.INTERNAL, "GENERATION_FAILED", _attribute("attempt")),
 }

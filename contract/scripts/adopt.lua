@@ -23,7 +23,7 @@ for _, q in ipairs(KEYS) do
     if #found == 0 then redis.call('XACK', q, GROUP, p[1])
     else
       local id = found[1][2][2]
-      local wanted, runs_alone = judge(num(redis.call('HGET', tag .. ':gen:' .. id, 'crashes')))
+      local wanted, runs_alone = judge(num(redis.pcall('HGET', tag .. ':gen:' .. id, 'crashes')))
       if wanted then
         redis.call('XCLAIM', q, GROUP, worker, 0, p[1], 'JUSTID')
         out[#out + 1] = {q, p[1], id, runs_alone and 1 or 0}

@@ -4,8 +4,10 @@
 -- ARGV name digest bundle ttl_ms
 local now = now_ms()
 redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4])
+reclaim(KEYS[2], 'hash')
 redis.call('HSET', KEYS[2], 'digest', ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
+reclaim(KEYS[1], 'zset')
 redis.call('ZADD', KEYS[1], now + ARGV[4], ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('PEXPIRE', KEYS[1], ARGV[4])

@@ -3,7 +3,7 @@
 -- any gateway may call it. So an end needs no worker.
 -- KEYS gen
 -- ARGV tag id grace_ms
-local m = redis.call('HMGET', KEYS[1], 'state', 'deadline', 'cancel')
+local m = fields_of(KEYS[1], 'state', 'deadline', 'cancel')
 if not m[1] or m[1] == 'finished' then return 0 end
 local now, reason = now_ms(), nil
 if is_overdue(now, m[3], ARGV[3]) then reason = 'CANCELLED'

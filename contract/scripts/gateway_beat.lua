@@ -5,6 +5,9 @@
 -- KEYS gateway inbox gateways
 -- ARGV gateway epoch field value ...
 -- -> the epoch of the inbox
+reclaim(KEYS[1], 'hash')
+reclaim(KEYS[2], 'stream')
+reclaim(KEYS[3], 'zset')
 local epoch = redis.call('HGET', KEYS[1], 'inbox')
 if redis.call('EXISTS', KEYS[2]) == 0 then
   redis.call('XADD', KEYS[2], '*', 'hello', '1')

@@ -3,7 +3,7 @@
 -- it was the last reader the resume window begins; a window of 0 is a cancel. Idempotent.
 -- KEYS gen
 -- ARGV tag id gateway
-local m = redis.call('HMGET', KEYS[1], 'state', 'readers', 'window', 'unread_since', 'pollers')
+local m = fields_of(KEYS[1], 'state', 'readers', 'window', 'unread_since', 'pollers')
 if not m[1] or m[1] == 'finished' then return 0 end
 local left, polling = without(names_of(m[2]), ARGV[3]), without(names_of(m[5]), ARGV[3])
 while #left < 4 and #polling > 0 do left[#left + 1] = table.remove(polling, 1) end

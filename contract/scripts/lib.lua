@@ -14,6 +14,21 @@ end
 
 local function num(x) return tonumber(x) or 0 end
 
+-- Any key may have been overwritten with something of another type, which harms nobody but whose it is. A record of
+-- another type has no fields: what `take` finds so it sets aside. -> the fields as HMGET gives them, the error if any
+local function fields_of(gen, ...)
+  local m = redis.pcall('HMGET', gen, ...)
+  if not m.err then return m end
+  if not string.find(m.err, 'WRONGTYPE', 1, true) then error(m.err) end
+  return {}, m.err
+end
+
+-- A key that many share is made anew: what stood in it is gone already.
+local function reclaim(key, kind)
+  local found = redis.call('TYPE', key)['ok']
+  if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
+end
+
 local function caller_key(tag, caller) return tag .. ':caller:' .. redis.sha1hex(caller or '') end
 
 -- Rows for the inboxes of this call: gateway -> {kind .. id, value, ...}. A call puts one row of a kind for a generation,
@@ -36,9 +51,9 @@ local function send(tag, box)
     for _, part in ipairs(rows) do size = size + #part end
     local max_entries = math.max(INBOX_MIN_ENTRIES, math.floor(INBOX_BYTES / size))
     for first = 1, #rows, 1000 do
-      local added = redis.call('XADD', tag .. ':in:' .. gw, 'NOMKSTREAM', 'MAXLEN', '~', max_entries, '*',
+      local added = redis.pcall('XADD', tag .. ':in:' .. gw, 'NOMKSTREAM', 'MAXLEN', '~', max_entries, '*',
         unpack(rows, first, math.min(first + 999, #rows)))
-      if not added then gone[gw] = true end
+      if type(added) ~= 'string' then gone[gw] = true end
     end
   end
   return gone
@@ -61,8 +76,8 @@ local function close(tag, id, reason, body, err, box)
     write_end()
   end
   redis.call('HSET', gen, 'state', 'finished', 'reason', reason, 'owner', '', 'lease', '')
-  redis.call('ZREM', caller_key(tag, m[12]), id)
-  if m[2] and m[3] and redis.call('XACK', m[2], GROUP, m[3]) == 1 then redis.call('XDEL', m[2], m[3]) end
+  redis.pcall('ZREM', caller_key(tag, m[12]), id)
+  if m[2] and m[3] and redis.pcall('XACK', m[2], GROUP, m[3]) == 1 then redis.call('XDEL', m[2], m[3]) end
   local keep = math.max(num(m[10]), KEEP_MS)
   redis.call('PEXPIRE', gen, keep)
   redis.call('PEXPIRE', log, keep)
@@ -70,9 +85,15 @@ local function close(tag, id, reason, body, err, box)
     .. reason .. ' ' .. attempts .. ' ' .. times .. ' ' .. #err .. ' ' .. err .. body)
 end
 
--- End a generation that nobody can go on with, and put it on the list of dead letters, without its prompt.
+-- Put a generation on the list of dead letters, without its prompt.
+local function list_dead(tag, id, attempts, ...)
+  reclaim(tag .. ':dead', 'stream')
+  redis.call('XADD', tag .. ':dead', 'MAXLEN', '~', 1000, '*', 'g', id, 'attempts', attempts, ...)
+end
+
+-- End a generation that nobody can go on with, and list it.
 local function set_aside(tag, id, attempts, why, box)
-  redis.call('XADD', tag .. ':dead', 'MAXLEN', '~', 1000, '*', 'g', id, 'attempts', attempts, 'why', why)
+  list_dead(tag, id, attempts, 'why', why)
   close(tag, id, 'FAILED', '', 'unreadable', box)
 end
 
@@ -86,7 +107,7 @@ end
 -- not acted on for grace_ms, where that is given, closes too: the owner is dead, frozen, or fenced by it.
 local function cancel(tag, id, grace_ms)
   local gen = tag .. ':gen:' .. id
-  local m = redis.call('HMGET', gen, 'state', 'owner', 'cancel')
+  local m = fields_of(gen, 'state', 'owner', 'cancel')
   if not m[1] or m[1] == 'finished' then return end
   local now = now_ms()
   if m[2] == '' or (grace_ms and is_overdue(now, m[3], grace_ms)) then
@@ -110,6 +131,7 @@ end
 
 -- The jobs stream and its group; nothing if they stand.
 local function open_queue(q)
+  reclaim(q, 'stream')
   local made = redis.pcall('XGROUP', 'CREATE', q, GROUP, '0', 'MKSTREAM')
   if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then error(made.err) end
 end

@@ -5,11 +5,11 @@
 -- KEYS worker pool q...
 -- ARGV tag worker beat_seen wake_channel cap
 -- -> ALIVE | {moved, left}
-if (redis.call('HGET', KEYS[1], 'beat') or '') ~= ARGV[3] then return 'ALIVE' end
+if (fields_of(KEYS[1], 'beat')[1] or '') ~= ARGV[3] then return 'ALIVE' end
 local tag, worker, moved, left = ARGV[1], ARGV[2], 0, 0
-local alone, is_charged = unpack(redis.call('HMGET', KEYS[1], 'alone', 'charged'))
+local alone, is_charged = unpack((fields_of(KEYS[1], 'alone', 'charged')))
 if alone and not is_charged then
-  local m = redis.call('HMGET', tag .. ':gen:' .. alone, 'owner', 'crashes')
+  local m = fields_of(tag .. ':gen:' .. alone, 'owner', 'crashes')
   if m[1] ~= worker or num(m[2]) < num(ARGV[5]) - 1 then alone = false end  -- it has proved itself, or has gone
   if alone then redis.call('HSET', KEYS[1], 'charged', 1) end  -- a second call for the rest charges nobody
 end
@@ -23,7 +23,7 @@ for k = 3, #KEYS do
       else
         local id = found[1][2][2]
         local gen = tag .. ':gen:' .. id
-        if redis.call('HGET', gen, 'owner') == worker then
+        if fields_of(gen, 'owner')[1] == worker then
           redis.call('HSET', gen, 'owner', '', 'lease', '', 'state', 'free')
           if not alone or alone == id then
             redis.call('HINCRBY', gen, 'crashes', 1)
@@ -39,7 +39,7 @@ for k = 3, #KEYS do
 end
 if left == 0 then
   redis.call('DEL', KEYS[1])
-  redis.call('ZREM', KEYS[2], worker)
+  redis.pcall('ZREM', KEYS[2], worker)
 end
 if moved > 0 then redis.call('PUBLISH', ARGV[4], '') end
 return {moved, left}

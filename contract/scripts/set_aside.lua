@@ -4,7 +4,7 @@
 -- ARGV tag id lease why
 -- -> 1 | 0, the lease is another's
 local tag, id, lease = ARGV[1], ARGV[2], ARGV[3]
-local m = redis.call('HMGET', KEYS[1], 'state', 'lease', 'lastlease', 'attempt')
+local m = fields_of(KEYS[1], 'state', 'lease', 'lastlease', 'attempt')
 if m[1] == 'finished' then return m[3] == lease and 1 or 0 end
 if m[2] ~= lease then return 0 end
 local box = {}

@@ -4,13 +4,14 @@
 -- deliveries will have reached when it is next: what stands before it is place - delivered.
 -- KEYS gen q caller
 -- ARGV tag id caller digest job gateway window_ms max_time_ms slack_ms tokens max_waiting max_tokens max_held
--- -> QUEUED position place now | ATTACHED state T accepted place gets_rows(1|0) | NOTFOUND | CONFLICT
+-- -> QUEUED position place now | ATTACHED state T accepted place gets_rows(1|0) | NOTFOUND | CONFLICT | UNREADABLE
 --    | WAITING jobs | TOKENS tokens | HELD generations
 local tag, id, caller, digest, job, gw = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local window, max_time, slack, tokens = num(ARGV[7]), num(ARGV[8]), num(ARGV[9]), num(ARGV[10])
 local gen, q, held_by_caller = KEYS[1], KEYS[2], KEYS[3]
 if redis.call('EXISTS', gen) == 1 then
-  local m = redis.call('HMGET', gen, 'caller', 'digest', 'state', 'T', 'readers', 'accepted_ms', 'pollers', 'place')
+  local m = fields_of(gen, 'caller', 'digest', 'state', 'T', 'readers', 'accepted_ms', 'pollers', 'place')
+  if not m[1] then return {'UNREADABLE'} end
   if m[1] ~= caller then return {'NOTFOUND'} end
   if m[2] ~= digest then return {'CONFLICT'} end
   local gets_rows = 0
@@ -18,6 +19,7 @@ if redis.call('EXISTS', gen) == 1 then
   return {'ATTACHED', m[3], m[4], m[6], m[8] or 0, gets_rows}
 end
 local now = now_ms()
+reclaim(held_by_caller, 'zset')
 redis.call('ZREMRANGEBYSCORE', held_by_caller, '-inf', now)  -- records that expired without an end
 local held = redis.call('ZCARD', held_by_caller)
 if held >= num(ARGV[13]) then return {'HELD', held} end

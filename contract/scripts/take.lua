@@ -5,10 +5,26 @@
 -- -> OK attempt T chain cancel accepted deadline now job | LOST | DROP [reason]
 local tag, id, worker, lease, entry = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local gen, log, q = KEYS[1], KEYS[2], KEYS[3]
-local own = redis.call('XPENDING', q, GROUP, entry, entry, 1)
+
+-- Of a generation whose record is something else by now its log alone is known, and nobody who reads it or has begun it.
+local function replace_record()
+  local last = redis.pcall('XREVRANGE', log, '+', '-', 'COUNT', 1)
+  local T = last[1] and string.match(last[1][1], '^%d+') or 0
+  if last[1] and last[1][1] == MAX_ID then T = number_in(last[1], 'T') end
+  redis.call('DEL', gen)
+  redis.call('HSET', gen, 'v', 1, 'state', 'free', 'q', q, 'entry', entry, 'T', T, 'chain', 0, 'attempt', 0)
+end
+
+local own = redis.pcall('XPENDING', q, GROUP, entry, entry, 1)
 if #own == 0 or own[1][2] ~= worker then return {'LOST'} end
-local m = redis.call('HMGET', gen, 'state', 'entry', 'lease', 'attempt', 'T', 'chain', 'cancel', 'accepted_ms',
+local m, spoiled = fields_of(gen, 'state', 'entry', 'lease', 'attempt', 'T', 'chain', 'cancel', 'accepted_ms',
   'deadline', 'job', 'crashes', 'readers', 'unread_since', 'window', 'taken_ms', 'deaths')
+local box = {}
+if spoiled then
+  replace_record()
+  set_aside(tag, id, 0, spoiled, box)
+  return {'DROP', 'DAMAGED'}
+end
 if not m[1] or m[1] == 'finished' or m[2] ~= entry then
   redis.call('XACK', q, GROUP, entry)
   redis.call('XDEL', q, entry)
@@ -23,9 +39,8 @@ elseif now > num(m[9]) then reason = 'DEADLINE'
 elseif is_abandoned(now, m[12], m[13], m[14]) then reason = 'CANCELLED'
 elseif num(m[11]) >= num(ARGV[6]) or num(m[16]) >= num(ARGV[7]) then
   reason = 'POISON'
-  redis.call('XADD', tag .. ':dead', 'MAXLEN', '~', 1000, '*', 'g', id, 'attempts', m[4])
+  list_dead(tag, id, m[4])
 end
-local box = {}
 if reason then
   close(tag, id, reason, '', '', box)
   send(tag, box)

@@ -4,6 +4,8 @@
 -- ARGV worker field value ...
 -- -> now
 local now = now_ms()
+reclaim(KEYS[1], 'hash')
+reclaim(KEYS[2], 'zset')
 redis.call('HINCRBY', KEYS[1], 'beat', 1)
 if #ARGV > 1 then redis.call('HSET', KEYS[1], unpack(ARGV, 2)) end
 redis.call('PEXPIRE', KEYS[1], 60000)

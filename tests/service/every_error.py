@@ -193,6 +193,13 @@ async def log_behind(world: World) -> None:
     raise await error_of(call, received)
 
 
+async def unreadable(world: World) -> None:
+    """The record is none of ours any more."""
+    generation_id = keys.new_generation_id()
+    await world.broker._client.set(keys.record(generation_id), "no record", px=60_000)
+    await world.gateway.stub.GetGeneration(generation_pb2.GetGenerationRequest(generation_id=generation_id))
+
+
 async def unknown_session(world: World) -> None:
     """A handle that belongs to nothing."""
     await chat_pb2_grpc.ChatServiceStub(world.gateway.channel).Interrupt(chat_pb2.InterruptRequest())
@@ -286,6 +293,10 @@ REACHED: list[tuple[type[ServeError], Trigger, grpc.StatusCode, str, str, dict[s
     (
         *(errors.LogBehind, log_behind, CODE.DATA_LOSS, "LOG_BEHIND"),
         *("the token log does not agree with what was delivered up to position 1", {}, set()),
+    ),
+    (
+        *(errors.Unreadable, unreadable, CODE.DATA_LOSS, "UNREADABLE"),
+        *("what is kept of 0.[0-9a-f]{32} cannot be read", {}, set()),
     ),
     (
         *(errors.PoisonJob, lambda world: ended_with(world, EndReason.POISON), CODE.INTERNAL, "POISON_JOB"),

@@ -10,6 +10,7 @@ from hypothesis import given
 
 from contract import keys
 from contract.broker import Broker, Delivered, StepRow, Taken, new_lease
+from contract.errors import Unreadable
 from contract.messages import (
     CHAIN_START,
     EndReason,
@@ -22,8 +23,9 @@ from contract.messages import (
 from tests.contract.test_malformed import another_json, damaged
 from tests.until import until
 from tests.worker.double_serve import double_bundle
-from tests.worker.engine_double import expected_ids, text_of
-from tests.worker.rig import MODEL, finished, local_worker, make_job, submit
+from tests.worker.engine_double import EngineDouble, Gate, expected_ids, text_of
+from tests.worker.rig import MODEL, finished, has_tokens, local_worker, make_job, submit
+from worker import reconcile
 from worker.attempt import Attempt
 from worker.bundle import token_pieces
 from worker.take import to_request
@@ -134,6 +136,40 @@ async def until_failed(client: Any, generation_id: str) -> None:
         return (state, reason, crashes) == (b"finished", EndReason.FAILED.value.encode(), b"0")
 
     await until(has_failed)
+
+
+async def test_what_overwrites_one_that_runs_ends_that_one(
+    broker: Broker, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record, or its log: its next step fails, its entry comes back, and the take sets it aside."""
+    monkeypatch.setattr(reconcile, "PERIOD_S", 0.02)
+    client: Any = redis.asyncio.Redis.from_url(redis_url)
+    gate = Gate()
+    no_record, no_log, goes_on = [await submit(broker, make_job([prompt_id], NUM_TOKENS)) for prompt_id in (7, 8, 9)]
+    async with local_worker(broker, EngineDouble(gate)) as worker:
+        await until(lambda: worker.progress.num_running == 3)
+        gate.allow(4)  # the first of them may know one generation only
+        for each in (no_record, no_log, goes_on):
+            await until(lambda each=each: has_tokens(broker, each, 3))
+        for key in (keys.record(no_record), keys.log(no_log)):
+            await client.set(key, "something else", px=600_000)
+        gate.open()
+        assert (await finished(broker, goes_on)).ids == expected_ids([9], NUM_TOKENS)
+
+        async def are_dead() -> bool:
+            return await broker.dead.count() == 2
+
+        await until(are_dead)
+        new = await submit(broker, make_job([10], NUM_TOKENS))
+        assert (await finished(broker, new)).ids == expected_ids([10], NUM_TOKENS)
+        assert not worker.serving.done()
+    dead = {each.generation_id: each.why for each in await broker.dead.all()}
+    await client.aclose()
+
+    assert dead.keys() == {no_record, no_log}
+    assert all(why.startswith("WRONGTYPE") for why in dead.values())
+    with pytest.raises(Unreadable):
+        await broker.record(no_record, caller="anonymous")
 
 
 class RobbedBroker(Broker):

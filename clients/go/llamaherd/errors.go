@@ -83,6 +83,7 @@ var kindByReason = map[string]Kind{
 	"DEADLINE_TOO_SHORT": DeadlineTooShort,
 	"POSITION_AHEAD":     PositionAhead,
 	"LOG_BEHIND":         DataLoss,
+	"UNREADABLE":         DataLoss,
 	"POISON_JOB":         PoisonJob,
 	"GENERATION_FAILED":  GenerationFailed,
 	"UNIMPLEMENTED":      Unimplemented,

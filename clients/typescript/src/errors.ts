@@ -25,6 +25,7 @@ const KIND_BY_REASON = {
   DEADLINE_TOO_SHORT: "DeadlineTooShort", // the wait alone would outlast it; nothing was queued
   POSITION_AHEAD: "PositionAhead",
   LOG_BEHIND: "DataLoss", // going on would fork the text
+  UNREADABLE: "DataLoss", // what the service keeps of it is damaged
   POISON_JOB: "PoisonJob",
   GENERATION_FAILED: "GenerationFailed",
   UNIMPLEMENTED: "Unimplemented",

@@ -79,9 +79,9 @@ def test_no_part_of_a_prompt_is_passed_over(prompt: Any) -> None:
 
 
 def test_every_reason_of_the_service_has_its_error() -> None:
-    """Named alike, so that one table explains both; LogBehind and DeadlinePassed have the client's point of view."""
+    """Named alike, so that one table explains both; what is lost and DeadlinePassed have the client's point of view."""
     reasons = {row.reason: kind for kind, row in status.TABLE.items()}
-    renamed = {served.LogBehind: "DataLoss", served.DeadlinePassed: "DeadlineExceeded"}
+    renamed = {served.LogBehind: "DataLoss", served.Unreadable: "DataLoss", served.DeadlinePassed: "DeadlineExceeded"}
 
     assert reasons.keys() | {"INTERNAL"} <= client_errors.BY_REASON.keys()
     for reason, kind in reasons.items():

@@ -35,7 +35,7 @@ class BrokenRule:
 
 _FENCE = "if lease_now ~= lease then"
 _GOES_BACK = "if t0 > T or (t0 < T and T < t0 + n) then"
-_ACK = "if m[2] and m[3] and redis.call('XACK', m[2], GROUP, m[3]) == 1 then redis.call('XDEL', m[2], m[3]) end"
+_ACK = "if m[2] and m[3] and redis.pcall('XACK', m[2], GROUP, m[3]) == 1 then redis.call('XDEL', m[2], m[3]) end"
 _CLOSERS = ("step", "take", "cancel", "expire", "leave", "set_aside")
 
 RULES = {

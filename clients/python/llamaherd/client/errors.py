@@ -22,7 +22,7 @@ HerdError
 │   └── DeadlineTooShort    it would be, before a worker began; nothing was queued
 ├── Cancelled           somebody else ended the call
 ├── PositionAhead       `from_position` lies beyond the end of the generation
-├── DataLoss            the service no longer has what was delivered; going on would fork the text
+├── DataLoss            the service no longer has what was delivered, or cannot read it; going on would fork the text
 ├── Unimplemented       this gateway does not serve that
 └── InternalError
     ├── PoisonJob       every worker that ran this job died of it
@@ -208,6 +208,7 @@ BY_REASON: Mapping[str, type[HerdError]] = {
     "DEADLINE_TOO_SHORT": DeadlineTooShort,
     "POSITION_AHEAD": PositionAhead,
     "LOG_BEHIND": DataLoss,
+    "UNREADABLE": DataLoss,
     "POISON_JOB": PoisonJob,
     "GENERATION_FAILED": GenerationFailed,
     "UNIMPLEMENTED": Unimplemented,
