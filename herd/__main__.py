@@ -5,7 +5,6 @@ A command imports what it needs when it is called: an image has what its own pro
 
 import enum
 import os
-import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +12,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from herd.arguments import (
+    DEFAULT_ADDRESS,
+    DEFAULT_REDIS,
+    Address,
+    Addresses,
+    Ca,
+    Device,
+    Host,
+    MaxNewTokens,
+    RedisUrl,
+    RequestId,
+    Seed,
+    Temperature,
+    Timeout,
+    Tls,
+    TopK,
+    TopP,
+)
+
 if TYPE_CHECKING:
     from llamaherd.client import ChatKnobs
 
 OURS = ("service", "worker", "contract", "telemetry", "herd", "llamaherd")
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-DEFAULT_REDIS = "redis://127.0.0.1:6379/0"
 EPILOG = "Exit status: 0 all went well, 1 the service or a process did not, 2 the command line is wrong, 130 Ctrl-C."
 
 
@@ -48,30 +64,6 @@ class ChatFormat(enum.StrEnum):
     AUTO = "auto"
     LLAMA2 = "llama2"
     NONE = "none"
-
-
-def _device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise typer.BadParameter(f"{name!r} is none of auto, cpu, cuda and cuda:N")
-    return name
-
-
-Tls = Annotated[
-    bool, typer.Option("--tls", help="the gateway has a certificate that the system trusts", envvar="HERD_TLS")
-]
-Ca = Annotated[
-    Path | None, typer.Option(help="TLS, and this PEM file says which certificates to trust", envvar="HERD_CA")
-]
-
-# What a field of the API can hold; what a model takes of it, the gateway knows.
-TopK = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="0 keeps all; default: the model's")]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="default: a random one for each answer")]
-MaxNewTokens = Annotated[int | None, typer.Option(min=1, max=2**32 - 1, help="of one answer; default: the model's")]
-Timeout = Annotated[float, typer.Option("--timeout", min=0, help="seconds that one answer may take")]
-
-RedisUrl = Annotated[
-    str, typer.Option(help="the herd's Redis, as its gateways are told", envvar="HERD_GATEWAY_REDIS_URL")
-]
 
 
 def _tell_version(wanted: bool) -> None:
@@ -107,11 +99,11 @@ def up(
     gateways: Annotated[
         int, typer.Option(min=1, max=64, help="gateway processes on the one port; a busy one takes a core")
     ] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N", callback=_device)] = "auto",
+    device: Device = "auto",
     chat_format: Annotated[
         ChatFormat, typer.Option(help="auto: by the folder's template (older chat folders have none: llama2)")
     ] = ChatFormat.AUTO,
-    host: Annotated[str, typer.Option(help="where to listen")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 50051,
     insecure: Annotated[bool, typer.Option(help="allow a host beyond loopback without TLS")] = False,
     metrics_port: Annotated[
@@ -124,9 +116,12 @@ def up(
     ] = 0,
     redis_url: Annotated[str | None, typer.Option(help="a Redis of yours; default: a private valkey")] = None,
     state_dir: Annotated[
-        Path | None, typer.Option(help="keep the private valkey's data here; default: a temporary folder")
+        Path | None,
+        typer.Option(help="keep the private valkey's data here; default: a temporary folder", file_okay=False),
     ] = None,
-    ready_file: Annotated[Path | None, typer.Option(help="write the address here, as JSON, once all serve")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="write the address here, as JSON, once all serve", dir_okay=False)
+    ] = None,
     verbose: Annotated[bool, typer.Option(help="show the processes' logs")] = False,
 ) -> None:
     """Run everything on this machine: a private valkey, gateways and workers."""
@@ -155,26 +150,21 @@ def up(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="what the user says; with --raw plain text; - reads standard input")],
-    address: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="host:port of a gateway; with several the answer survives the loss of one", envvar="HERD_ADDRESS"
-        ),
-    ] = None,
+    address: Addresses = None,
     tls: Tls = False,
     ca: Ca = None,
     start: Annotated[bool, typer.Option("--up", help="start a private `herd up` for the occasion")] = False,
     model: Annotated[str, typer.Option(help="the model's name; may be left out when one is served")] = "",
     system: Annotated[str, typer.Option(help="a system prompt")] = "",
     raw: Annotated[bool, typer.Option(help="continue the text as it is, without the chat format")] = False,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's")] = None,
-    top_p: Annotated[float | None, typer.Option(help="default: the model's")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
     top_k: TopK = None,
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = None,
     stop: Annotated[list[str] | None, typer.Option(help="a stop string; may be given several times")] = None,
     timeout_s: Timeout = 600.0,
-    request_id: Annotated[str | None, typer.Option(help="makes the call idempotent")] = None,
+    request_id: RequestId = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object for each message")] = False,
     trace: Annotated[bool, typer.Option(help="print the trace id at the end")] = False,
 ) -> None:
@@ -205,20 +195,15 @@ def generate(
 
 @app.command()
 def chat(
-    address: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="host:port of a gateway; with several the conversation survives one's loss", envvar="HERD_ADDRESS"
-        ),
-    ] = None,
+    address: Addresses = None,
     tls: Tls = False,
     ca: Ca = None,
     start: Annotated[bool, typer.Option("--up", help="start a private `herd up` for the occasion")] = False,
     model: Annotated[str, typer.Option(help="the model's name; may be left out when one is served")] = "",
     system: Annotated[str, typer.Option(help="a system prompt")] = "",
     handle: Annotated[str, typer.Option(help="go on with a conversation; /handle tells it")] = "",
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's")] = None,
-    top_p: Annotated[float | None, typer.Option(help="default: the model's")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
     top_k: TopK = None,
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = None,
@@ -254,7 +239,7 @@ def chat(
 
 @app.command()
 def models(
-    address: Annotated[str, typer.Option(help="host:port of a gateway", envvar="HERD_ADDRESS")] = DEFAULT_ADDRESS,
+    address: Address = DEFAULT_ADDRESS,
     tls: Tls = False,
     ca: Ca = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object of ListModels' form")] = False,

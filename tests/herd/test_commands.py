@@ -69,13 +69,54 @@ def test_a_prompt_may_come_from_a_pipe(herd_up: HerdProcess) -> None:
 
 
 @pytest.mark.parametrize("command", ["generate Hi", "chat"])
-@pytest.mark.parametrize("option", ["--top-k -1", f"--seed {2**64}", "--max-new-tokens 0", "--timeout -1"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--top-k -1",
+        "--top-p 0",
+        "--temperature nan",
+        f"--seed {2**64}",
+        "--max-new-tokens 0",
+        "--timeout 0",
+        "--timeout nan",
+        "--timeout 1e15",
+        "--ca /nowhere.pem",
+    ],
+)
 def test_what_no_request_can_hold_is_a_wrong_command_line(command: str, option: str) -> None:
     """Exit status 2 with the option's name, and no gateway is asked."""
     done = CliRunner().invoke(app, [*command.split(), *option.split(), "--address", "127.0.0.1:1"])
 
     assert done.exit_code == 2
     assert option.split()[0] in done.stderr
+
+
+@pytest.mark.parametrize("command", ["generate Hi", "chat", "models"])
+@pytest.mark.parametrize(
+    "address", ["", ":50051", "localhost", "localhost:99999", "http://localhost:1", "a b:1", "::1:1"]
+)
+def test_an_address_is_host_and_port(command: str, address: str) -> None:
+    """Of which gRPC would guess what is missing, or take another port."""
+    done = CliRunner().invoke(app, [*command.split(), "--address", address])
+
+    assert done.exit_code == 2
+    assert "Invalid value for '--address'" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "localhost:65535", "dns:///localhost:1", "unix:/none"])
+def test_the_address_may_be_of_any_form_that_grpc_has(address: str) -> None:
+    """What is wrong then is the next option."""
+    done = CliRunner().invoke(app, ["models", "--address", address, "--ca", "/nowhere.pem"])
+
+    assert "Invalid value for '--ca'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("up", "--host", ""), ("generate", "Hi", "--request-id", "")])
+def test_what_is_empty_is_named(arguments: tuple[str, ...]) -> None:
+    """By the option, not by the setting or the field that it becomes."""
+    done = CliRunner().invoke(app, [*arguments])
+
+    assert (done.exit_code, arguments[-2] in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("arguments", [("",), ("", "--raw"), ("-",)])
@@ -132,7 +173,7 @@ async def test_tls(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         server.kill()
 
     assert (trusted.returncode, trusted.stdout) == (0, "no model is served: no live worker\n"), trusted.stderr
-    assert (plain.returncode, distrusted.returncode, missing.returncode) == (1, 1, 1)
+    assert (plain.returncode, distrusted.returncode, missing.returncode) == (1, 1, 2)
     assert "--tls if it has a" in plain.stderr
     assert "ertificate" in distrusted.stderr
     assert "none.pem" in missing.stderr
