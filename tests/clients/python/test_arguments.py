@@ -71,6 +71,16 @@ def test_what_no_request_can_hold_is_named(knobs: dict[str, Any], kind: type[Exc
         build_spec("x", knobs)  # type: ignore[arg-type]  # that is the point
 
 
+def test_format_tags_are_a_conversation_s() -> None:
+    """Allowing them makes no conversation of another prompt; not to allow them says nothing there."""
+    chat = build_spec([user("see [INST]")], {"allow_format_tags": True})
+    assert chat.chat.allow_format_tags
+    for prompt in ("text", [1, 2], common_pb2.GenerationSpec(prompt="text")):
+        with pytest.raises(ValueError, match="^allow_format_tags: only a conversation"):
+            build_spec(prompt, {"allow_format_tags": True})
+        assert build_spec(prompt, {"allow_format_tags": False}) == build_spec(prompt, {})
+
+
 @pytest.mark.parametrize("prompt", [[1, "2"], ["1", 2], [user("Hi"), "and more"], [user("Hi"), 3]])
 def test_no_part_of_a_prompt_is_passed_over(prompt: Any) -> None:
     """A list is of ids or of messages; what is neither is an error, not a shorter prompt."""

@@ -43,7 +43,7 @@ class Knobs(ChatKnobs, total=False):
     n: int  # choices
     priority: common_pb2.Priority
     resume_window_ms: int  # how long the generation goes on without a reader; default: 30,000
-    allow_format_tags: bool  # of a conversation
+    allow_format_tags: bool  # of a conversation alone: in text and ids there is no format to pose as
 
     logprobs: bool
     top_logprobs: int
@@ -99,6 +99,10 @@ def _set_input(spec: common_pb2.GenerationSpec, prompt: Input) -> None:
 
 def _set_knob(spec: common_pb2.GenerationSpec, name: str, value: object) -> None:
     """Set the field of this name, wherever in the spec it is."""
+    if name == "allow_format_tags" and not spec.HasField("chat"):  # setting it would make a conversation of the prompt
+        if value:
+            raise ValueError("only a conversation has a format; in other prompts tags are text like any other")
+        return
     holders = (spec, spec.chat, spec.sampling, spec.stopping, spec.output)
     holder = next(holder for holder in holders if name in holder.DESCRIPTOR.fields_by_name)
     current = getattr(holder, name)
