@@ -76,7 +76,7 @@ def test_format_tags_are_a_conversation_s() -> None:
     chat = build_spec([user("see [INST]")], {"allow_format_tags": True})
     assert chat.chat.allow_format_tags
     for prompt in ("text", [1, 2], common_pb2.GenerationSpec(prompt="text")):
-        with pytest.raises(ValueError, match="^allow_format_tags: only a conversation"):
+        with pytest.raises(ValueError, match=r"^allow_format_tags: only a conversation"):
             build_spec(prompt, {"allow_format_tags": True})
         assert build_spec(prompt, {"allow_format_tags": False}) == build_spec(prompt, {})
 
