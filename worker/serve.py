@@ -39,6 +39,9 @@ log = structlog.get_logger(__name__)
 
 SERVICE_NAME = "llamaherd-worker"
 TURN_S = 0.2
+LOCK_TURN_S = (
+    0.0002  # the interpreter's lock changes hands so soon: a token waits for the event loop, a step for the engine
+)
 
 Load = Callable[[WorkerSettings, Progress], Served]
 
@@ -95,6 +98,7 @@ def run_process(load: Load, worker_id: str, progress_fd: int) -> int:
         progress_fd: the page of counters; see worker.progress.
     """
     settings = read_settings()
+    sys.setswitchinterval(LOCK_TURN_S)
     start_logging(SERVICE_NAME, settings.log_level)
     stop_tracing = start_tracing(SERVICE_NAME)
     metrics = start_metrics(SERVICE_NAME, Endpoint(ENGINE_HOST, 0) if settings.metrics_port else None)

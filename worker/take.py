@@ -83,9 +83,9 @@ class Taker:
         if (earlier := self._holdings.of_generation(attempt.generation_id)) is not None:
             self._holdings.part(earlier, Parting.LEASE_LOST)  # it came back to us before we noticed that it had gone
         request = to_request(attempt, self._eos_token_ids)
-        log.info("taken", num_tokens=taken.num_tokens, **attempt.facts)
         self._holdings.add(attempt)
-        self._engine.add(request)
+        self._engine.add(request)  # before what nobody waits for
+        log.info("taken", num_tokens=taken.num_tokens, **attempt.facts)
         record_take(attempt)
         if taken.cancel:
             self._publisher.cancel(attempt)
