@@ -39,9 +39,7 @@ log = structlog.get_logger(__name__)
 
 SERVICE_NAME = "llamaherd-worker"
 TURN_S = 0.2
-LOCK_TURN_S = (
-    0.0002  # the interpreter's lock changes hands so soon: a token waits for the event loop, a step for the engine
-)
+LOCK_TURN_S = 0.0002  # a thread that needs the interpreter's lock gets it so soon
 
 Load = Callable[[WorkerSettings, Progress], Served]
 
