@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,18 @@ def every_key_expires(request: pytest.FixtureRequest) -> Iterator[None]:
     used = request.getfixturevalue("url") if "url" in request.fixturenames else None
     yield
     if used is not None:
-        with closing(_plain_client(used)) as plain:
+        with _plain_client(used) as plain:
             for key in plain.scan_iter():
                 if not key.decode().startswith(LASTING):
                     assert plain.pttl(key) > 0, f"{key!r} lives for ever"
 
 
-def _plain_client(url: str) -> Any:
-    if url.startswith(connection.CLUSTER_SCHEME):
-        return redis.RedisCluster.from_url(f"redis://{url.removeprefix(connection.CLUSTER_SCHEME)}")
-    return redis.Redis.from_url(url)
+@contextmanager
+def _plain_client(used: str) -> Iterator[Any]:
+    if not used.startswith(connection.CLUSTER_SCHEME):
+        with closing(redis.Redis.from_url(used)) as client:
+            yield client
+        return
+    with closing(redis.RedisCluster.from_url(f"redis://{used.removeprefix(connection.CLUSTER_SCHEME)}")) as cluster:
+        yield cluster
+        cluster.disconnect_connection_pools()  # type: ignore[no-untyped-call]  # its close leaves them to the collector
