@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from contract import keys
+from contract.parsing import readable, telling
 from contract.scripts import run_script
 
 MAX_TURNS = 1024  # kept; the oldest go first
@@ -99,7 +100,10 @@ class Begun(enum.Enum):
 
 
 class ChatStore:
-    """The calls. Each is one script that may be repeated after a lost reply; errors come out as BrokerDown."""
+    """The calls. Each is one script that may be repeated after a lost reply.
+
+    Errors come out as BrokerDown; a conversation that is damaged as Unreadable.
+    """
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -112,13 +116,15 @@ class ChatStore:
     async def join(self, handle: Handle, caller: str, *, epoch: str = "") -> Session | None:
         """The conversation, which with an epoch is that connection's from here on; None if there is none."""
         answer = await self._run("chat_join", handle, [caller, handle.secret, epoch])
-        return None if answer is None else _parse(answer)
+        with readable(_name(handle)):
+            return None if answer is None else parse_session(answer)
 
     async def begin(self, handle: Handle, turn: OpenTurn, *, epoch: str, request_id: str) -> tuple[Begun, int]:
         """Begin a turn; what became of it, and the number of the turn that the answer is about."""
         arguments = [epoch, turn.number, turn.generation_id, request_id, turn.user, turn.num_dropped]
         answer = await self._run("chat_begin", handle, arguments)
-        return Begun(answer[0].decode()), int(answer[1]) if len(answer) > 1 else turn.number
+        with readable(_name(handle)):
+            return parse_begun(answer, turn.number)
 
     async def end(self, handle: Handle, turn: int, text: str | None) -> bool:
         """End the open turn with what was said; None: it failed, and is forgotten. Whether this call ended it."""
@@ -137,12 +143,28 @@ class ChatStore:
         return bytes(answer or b"").decode()
 
     async def _run(self, script: str, handle: Handle, arguments: Sequence[Any]) -> Any:
-        return await run_script(self._client, script, [keys.chat(handle.session_id)], arguments)
+        with readable(_name(handle)):
+            return await run_script(self._client, script, [keys.chat(handle.session_id)], arguments)
 
 
-def _parse(answer: Sequence[bytes]) -> Session:
+def _name(handle: Handle) -> str:
+    return f"session {handle.session_id}"
+
+
+@telling
+def parse_begun(answer: Sequence[bytes], number: int) -> tuple[Begun, int]:
+    """What chat_begin.lua answers to a turn of this number."""
+    return Begun(answer[0].decode()), int(answer[1]) if len(answer) > 1 else number
+
+
+@telling
+def parse_session(answer: Sequence[bytes]) -> Session:
+    """What chat_join.lua answers."""
     fields = dict(zip((name.decode() for name in answer[::2]), answer[1::2], strict=True))
     first, following = int(fields["first"]), int(fields["next"])
+    if not 0 <= first <= following <= first + MAX_TURNS + 1:  # the open one is in addition
+        raise ValueError(f"turns {first} to {following}")
+    int(fields["ttl"])  # the scripts need it
     open_turn = int(fields["open"]) if fields["open"] else None
     numbers = [n for n in range(first, following) if f"a:{n}" in fields]
     return Session(

@@ -16,7 +16,7 @@ _Given = ParamSpec("_Given")
 _Parsed = TypeVar("_Parsed")
 
 
-def _telling(parse: Callable[_Given, _Parsed]) -> Callable[_Given, _Parsed]:
+def telling(parse: Callable[_Given, _Parsed]) -> Callable[_Given, _Parsed]:
     """What a record holds may be anything once it is damaged, and breaks a parser in any way there is."""
 
     @wraps(parse)
@@ -38,7 +38,7 @@ def readable(what: str) -> Iterator[None]:
         raise Unreadable(what, str(error)) from error
 
 
-@_telling
+@telling
 def parse_record(answer: Sequence[Any]) -> Record:
     """What attach.lua answers."""
     _require_record(answer)
@@ -58,14 +58,14 @@ def parse_record(answer: Sequence[Any]) -> Record:
     )
 
 
-@_telling
+@telling
 def parse_end(answer: Sequence[Any]) -> tuple[State, EndReason | None]:
     """What cancel.lua answers."""
     _require_record(answer)
     return State(answer[0].decode()), EndReason(answer[1].decode()) if answer[1] else None
 
 
-@_telling
+@telling
 def parse_submitted(answer: Sequence[Any], generation_id: str) -> Submitted | None:
     """What submit.lua answers where the generation stands; None for a refusal."""
     _require_record(answer[0])
@@ -79,7 +79,7 @@ def parse_submitted(answer: Sequence[Any], generation_id: str) -> Submitted | No
     return None
 
 
-@_telling
+@telling
 def parse_deliveries(rows: Sequence[Sequence[Any]]) -> list[Delivered]:
     """What adopt.lua and own_pending.lua answer."""
     return [
@@ -87,14 +87,14 @@ def parse_deliveries(rows: Sequence[Sequence[Any]]) -> list[Delivered]:
     ]
 
 
-@_telling
+@telling
 def parse_new(stream: str, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Delivered]:
     """What XREADGROUP answers for one stream. An entry that names no generation is dropped by its take."""
     named = ((entry_id, fields.get(b"g", b"")) for entry_id, fields in entries)
     return [Delivered(stream, entry_id.decode(), name.decode(errors="replace")) for entry_id, name in named]
 
 
-@_telling
+@telling
 def parse_take(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken | NotTaken:
     """What take.lua answers."""
     match answer[0], answer[-1]:
@@ -129,14 +129,14 @@ def _parse_taken(answer: Sequence[Any], entry: Delivered, lease: str) -> Taken:
     )
 
 
-@_telling
+@telling
 def parse_row_reply(answer: Sequence[Any]) -> RowReply:
     """What step.lua answers for one row."""
     outcome, num_tokens, cancel = answer
     return RowReply(_OUTCOMES[outcome], int(num_tokens), bool(cancel))
 
 
-@_telling
+@telling
 def parse_standing(answer: Sequence[bytes | None]) -> Standing | None:
     """HMGET state T chain attempt deadline cancel readers."""
     state, num_tokens, chain, attempt, deadline_ms, cancel_ms, readers = answer

@@ -2,8 +2,10 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
 from contract import keys
@@ -12,10 +14,12 @@ from contract.chat import Begun, Handle, OpenTurn, Session, Turn
 from contract.errors import (
     FieldViolation,
     InvalidRequest,
+    LogBehind,
     SessionTaken,
     TurnRunning,
     UnknownGeneration,
     UnknownSession,
+    Unreadable,
 )
 from contract.messages import Job
 from contract.trace import inject_context
@@ -106,7 +110,10 @@ class ChatSession:
         view = None if handle is None else await broker.chat.join(handle, caller, epoch=epoch)
         if handle is None or view is None:
             raise UnknownSession
-        setup = chat_pb2.ChatSetup.FromString(view.setup)
+        try:
+            setup = chat_pb2.ChatSetup.FromString(view.setup)
+        except DecodeError as error:
+            raise Unreadable(f"session {handle.session_id}", str(error)) from error
         settings = await settings_of(check, caller, setup)
         return cls(broker, models, handle, caller, epoch, settings, setup, view)
 
@@ -145,8 +152,9 @@ class ChatSession:
                     return BegunTurn(await self._earlier(found), None)
                 case Begun.OPEN:
                     await self._look()
-                    if not await self.settle():
-                        raise TurnRunning(found)
+                    with suppress(LogBehind, Unreadable):  # then no turn is open; its followers were told
+                        if not await self.settle():
+                            raise TurnRunning(found)
                 case Begun.MOVED:
                     continue  # the history is read anew
                 case Begun.FENCED:
@@ -155,10 +163,19 @@ class ChatSession:
                     raise UnknownSession
 
     async def settle(self) -> bool:
-        """End the open turn if its generation has ended, or is lost; whether no turn is open now."""
-        turn = self.view.open
-        if turn is None:
+        """End the open turn if its generation has ended, or is lost; whether no turn is open now.
+
+        Raises LogBehind or Unreadable where it is damaged: the turn is forgotten, and no turn is open.
+        """
+        if (turn := self.view.open) is None:
             return True
+        try:
+            return await self._settle(turn)
+        except (LogBehind, Unreadable):
+            await self.forget(turn)
+            raise
+
+    async def _settle(self, turn: OpenTurn) -> bool:
         try:
             await self._broker.record(turn.generation_id, caller=self.caller)
         except UnknownGeneration:
@@ -281,6 +298,6 @@ async def _cancel(broker: Broker, generation_id: str, caller: str) -> bool:
         return False
     try:
         await broker.cancel(generation_id, caller=caller)
-    except UnknownGeneration:
+    except (UnknownGeneration, Unreadable):
         return False
     return True

@@ -17,6 +17,7 @@ from contract.errors import (
     SessionTaken,
     TurnRunning,
     UnknownSession,
+    Unreadable,
 )
 from llamaherd.v1 import chat_pb2
 from service import metrics
@@ -143,6 +144,8 @@ class ChatStream:
         self._over.set()
 
     async def _fail(self, number: int, error: ServeError) -> None:
+        if isinstance(error, Unreadable):
+            log.error("what is kept cannot be read", error=str(error), why=error.why)
         failed = chat_pb2.TurnFailed(turn=number, status=to_rich_status(error))
         await self._write(chat_pb2.ChatResponse(turn_failed=failed).SerializeToString())
 

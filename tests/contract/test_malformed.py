@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract import keys, parsing
+from contract.chat import MAX_TURNS, parse_begun, parse_session
 from contract.log_entries import parse_inbox_row, parse_log_entry
 from contract.messages import (
     CHAIN_START,
@@ -51,6 +52,11 @@ GOOD_ROWS: list[tuple[bytes, bytes]] = [
 ]
 RECORD = [b"running", b"caller", b"3", b"7", b"1", b"", JOB.to_bytes(), b"1", b"0", b"5", 1]
 TAKEN = [b"OK", 1, b"3", b"7", b"", b"1", b"60000", 5, JOB.to_bytes()]
+SESSION = [
+    *(b"setup", b"setup", b"trace", b"", b"first", b"0", b"next", b"2", b"open", b"1", b"shown", b"3", b"stop", b"1"),
+    *(b"dropped", b"0", b"begun_ms", b"1", b"ttl", b"60000", b"bytes", b"4", b"u:0", b"a", b"a:0", b"b", b"g:0", b"c"),
+    *(b"u:1", b"d", b"g:1", b"e"),
+]
 ENTRY = Delivered("q", "1-1", GENERATION)
 DEEP = b"[" * 100_000
 
@@ -162,7 +168,27 @@ def test_any_reply_is_whole_or_named(reply: Any) -> None:
     read(parsing.parse_take, reply, ENTRY, "lease")
     read(parsing.parse_submitted, reply, GENERATION)
     read(parsing.parse_new, "q", reply)
+    read(parsing.parse_end, reply)
+    read(parse_session, reply)
+    read(parse_begun, reply, 0)
     parsing.parse_standing_or_none(reply)
+
+
+@given(st.sampled_from(range(1, len(SESSION), 2)), st.data())
+@example(SESSION.index(b"next") + 1, None).via("a gateway would count to it")
+def test_a_damaged_conversation_is_whole_or_named(part: int, data: st.DataObject | None) -> None:
+    """With one field changed."""
+    changed = b"9" * 30 if data is None else data.draw(damaged(SESSION[part]) | st.binary(max_size=12))
+    session = read(parse_session, [*SESSION[:part], changed, *SESSION[part + 1 :]])
+    if session is not None:
+        assert 0 <= session.first_turn <= session.next_turn <= session.first_turn + MAX_TURNS + 1
+
+
+def test_a_good_conversation_is_read() -> None:
+    """So that the test above damages something."""
+    session = parse_session(SESSION)
+    assert session.open is not None
+    assert (len(session.turns), session.open.number, session.open.shown) == (1, 1, 3)
 
 
 @pytest.mark.parametrize("part", range(len(TAKEN)))
