@@ -41,9 +41,10 @@ def test_a_product_of_many_rows_compiles_and_fits(bits: int, is_gate_up: bool) -
 
 
 @pytest.mark.parametrize("is_gate_up", [False, True])
-def test_a_product_of_int8_activations_compiles_and_fits(is_gate_up: bool) -> None:
-    """By the instruction of the int8 tensor cores, with whole numbers as sums."""
-    defines, prelude, shared_bytes = wide_source_of(8, is_gate_up, 8)
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_a_product_of_int8_activations_compiles_and_fits(cluster: int, is_gate_up: bool) -> None:
+    """By the instruction of the int8 tensor cores, with whole numbers as sums; blocks alone, and in teams."""
+    defines, prelude, shared_bytes = wide_source_of(8, is_gate_up, 8, cluster)
     assert shared_bytes <= MAX_SHARED_BYTES
     assert "k32.s32.s8.s8" in prelude
     text = source_text("gemm_wide.cu", defines, prelude)

@@ -23,7 +23,7 @@ from worker.engine.weights import Int8Weight
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-ROWS = (129, 257, 512, 1000)
+ALONE, IN_TEAMS = (1, 128, 257, 300), (129, 512, 1000)  # rows for which blocks share no weights, and for which two do
 # (N, K) of 7B's, 13B's and 70B's layers, then two odd ones
 LAYERS = [
     (12288, 4096),
@@ -102,29 +102,28 @@ def test_what_is_not_finite_stays_so_and_in_its_row() -> None:
     """The engine ends such a sequence by its logits; a row of finite numbers made of it would go unnoticed."""
     packed = pack(random_weight(512, 4096))
     gemm = QuantizedGemm(packed, GemmWorkspace(CUDA))
-    x = torch.randn(200, 4096, device=CUDA, generator=seeded(1)).half()
-    sound = gemm.multiply_rounded(round_rows(x, RoundedRows.empty(200, 4096, CUDA)), poisoned(200, 512))
-    broken = {3: math.nan, 70: math.inf, 128: -math.inf, 199: math.nan}
+    x = torch.randn(300, 4096, device=CUDA, generator=seeded(1)).half()
+    sound = gemm.multiply_rounded(round_rows(x, RoundedRows.empty(300, 4096, CUDA)), poisoned(300, 512))
+    broken = {3: math.nan, 70: math.inf, 128: -math.inf, 299: math.nan}
     for row, value in broken.items():
         x[row, (row * 37) % 4096] = value
-    room = round_rows(x, RoundedRows.empty(200, 4096, CUDA))
-    out = gemm.multiply_rounded(room, poisoned(200, 512), overlap=True)
-    is_broken = torch.tensor([row in broken for row in range(200)], device=CUDA)
-    assert not room.scale[:200][is_broken].isfinite().any()
+    room = round_rows(x, RoundedRows.empty(300, 4096, CUDA))
+    out = gemm.multiply_rounded(room, poisoned(300, 512), overlap=True)
+    is_broken = torch.tensor([row in broken for row in range(300)], device=CUDA)
+    assert not room.scale[:300][is_broken].isfinite().any()
     assert not room.codes[is_broken].any()
     assert not out[is_broken].isfinite().any()
     assert torch.equal(out[~is_broken], sound[~is_broken])
     assert sound.isfinite().all()
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer[0]}x{layer[1]}")
-def test_a_product_is_exact(layer: tuple[int, int]) -> None:
-    """To the bit, for every number of rows, with and without overlap; a row's result is that of the row alone."""
+def check_product(layer: tuple[int, int], numbers_of_rows: tuple[int, ...]) -> None:
+    """To the bit, with and without overlap; a row's result is that of the row alone."""
     weight = random_weight(*layer)
     packed, wide_codes = pack(weight), weight.codes.double()
     workspace = GemmWorkspace(CUDA)
     gemm = QuantizedGemm(packed, workspace)
-    for rows in (*ROWS, 1, 128):
+    for rows in numbers_of_rows:
         codes, scale = random_codes(rows, layer[1], seed=rows)
         room = in_room(codes, scale)
         expected = exact_product(packed, wide_codes, codes, scale).half()
@@ -138,16 +137,28 @@ def test_a_product_is_exact(layer: tuple[int, int]) -> None:
     workspace.check()
 
 
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer[0]}x{layer[1]}")
+def test_a_product_is_exact(layer: tuple[int, int]) -> None:
+    """Of blocks that work alone."""
+    check_product(layer, ALONE)
+
+
 @pytest.mark.parametrize("codes", [(127, 127), (-127, -128)], ids=str)
 def test_the_largest_sums_fit(codes: tuple[int, int]) -> None:
     """Of 70B's widest layer: 32 bits hold them."""
     weight = Int8Weight(torch.full((256, 28672), codes[1], dtype=torch.int8, device=CUDA), torch.ones(256, device=CUDA))
     packed = pack(weight)
     gemm = QuantizedGemm(packed, GemmWorkspace(CUDA))
-    x, scale = torch.full((130, 28672), codes[0], dtype=torch.int8, device=CUDA), torch.full((130,), 1e-3, device=CUDA)
+    x, scale = torch.full((260, 28672), codes[0], dtype=torch.int8, device=CUDA), torch.full((260,), 1e-3, device=CUDA)
     expected = exact_product(packed, weight.codes.double(), x, scale).half()
     assert expected.isfinite().all()
-    assert torch.equal(gemm.multiply_rounded(in_room(x, scale), poisoned(130, 256)), expected)
+    assert torch.equal(gemm.multiply_rounded(in_room(x, scale), poisoned(260, 256)), expected)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer[0]}x{layer[1]}")
+def test_a_product_of_teams_is_exact(layer: tuple[int, int]) -> None:
+    """Two blocks fill each other's memory with weights."""
+    check_product(layer, IN_TEAMS)
 
 
 @pytest.mark.parametrize("shape", [(22016, 4096), (57344, 8192), (2 * 168, 192)], ids=str)
@@ -157,7 +168,7 @@ def test_gate_and_up_are_multiplied_in_the_product(shape: tuple[int, int]) -> No
     wide_codes, row_scale = weight.codes.double(), weight.row_absmax.double() / 127
     workspace = GemmWorkspace(CUDA)
     gemm = QuantizedGemm(pack(weight, is_gate_up=True), workspace)
-    for rows in ROWS:
+    for rows in (*ALONE, *IN_TEAMS):
         codes, scale = random_codes(rows, shape[1], seed=rows)
         gate, up = ((codes.double() @ wide_codes.t()) * row_scale * scale.double()[:, None]).chunk(2, dim=1)
         expected = torch.nn.functional.silu(gate) * up

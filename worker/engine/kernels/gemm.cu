@@ -240,7 +240,7 @@ quantized_gemm(const __grid_constant__ TensorMap x_map, const u8* __restrict__ u
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
-  Walk walk(first_unit(blockIdx.x, num_units), first_unit(blockIdx.x + 1, num_units), chunks);
+  Walk walk(first_unit(blockIdx.x, num_units, gridDim.x), first_unit(blockIdx.x + 1, num_units, gridDim.x), chunks);
   if (tid >= CONSUMERS) {
     if (tid == CONSUMERS) produce(&x_map, units, walk, base, full, empty);
     return;

@@ -26,6 +26,7 @@ from worker.engine.weights import NF4_CODES, Int8Weight, Nf4Weight
 TILE_SIZES = (8, 16, 32, 64, 128)
 WIDE_ROWS = 128  # gemm_wide.cu, BATCH: above this many rows it takes over
 WIDE_STAGES: Mapping[int, int] = {16: 3, 8: 4}  # by bits of an activation
+WIDE_CLUSTER: Mapping[int, int] = {16: 1, 8: 2}  # blocks that share weights where there are as many tiles of rows
 MAX_TAGGED_TILE = 32  # gemm.cu, TAGGED
 MIN_SHARED_BYTES = 120 * 1024
 
@@ -159,9 +160,8 @@ class QuantizedGemm:
         assert out.is_contiguous()
         assert x.codes.shape[1] == self.weight.shape[1]
         assert out.shape == (x.codes.shape[0], self.weight.num_outputs)
-        assert x.scale.numel() >= -(-x.codes.shape[0] // WIDE_ROWS) * WIDE_ROWS, (
-            "the kernel reads whole tiles of scales"
-        )
+        assert x.scale.numel() >= x.codes.shape[0]
+        assert x.scale.numel() % WIDE_ROWS == 0, "the kernel reads whole tiles of scales"
         self._launch_wide(x.codes, x.scale, out, overlap)
         return out
 
@@ -193,9 +193,11 @@ class QuantizedGemm:
     def _launch_wide(self, x: Tensor, x_scale: Tensor | None, out: Tensor, overlap: bool) -> None:
         weight, workspace = self.weight, self._workspace
         output_tiles = weight.units.shape[0] // self._chunks
-        num_units = -(-output_tiles // 2) * -(-x.shape[0] // WIDE_ROWS) * self._chunks
-        _load_wide(x.device.index, weight.bits, weight.is_gate_up, 16 if x_scale is None else 8).launch(
-            (min(workspace.num_blocks, num_units), 1, 1),
+        row_tiles, x_bits = -(-x.shape[0] // WIDE_ROWS), 16 if x_scale is None else 8
+        cluster = WIDE_CLUSTER[x_bits] if row_tiles % WIDE_CLUSTER[x_bits] == 0 else 1
+        num_units = -(-output_tiles // 2) * (row_tiles // cluster) * self._chunks
+        _load_wide(x.device.index, weight.bits, weight.is_gate_up, x_bits, cluster).launch(
+            (min(workspace.num_blocks // cluster, num_units) * cluster, 1, 1),
             3 * 128,
             (
                 tensor_map(x, WIDE_ROWS),
@@ -236,18 +238,19 @@ def source_of(bits: int, tile: int, is_gate_up: bool, tuning: Tuning) -> tuple[d
     return defines, prelude, max(shared, MIN_SHARED_BYTES)
 
 
-def wide_source_of(bits: int, is_gate_up: bool, x_bits: int = 16) -> tuple[dict[str, int], str, int]:
+def wide_source_of(bits: int, is_gate_up: bool, x_bits: int = 16, cluster: int = 1) -> tuple[dict[str, int], str, int]:
     """Macros, text before gemm_wide.cu, and bytes of shared memory of one variant."""
     num_stages = WIDE_STAGES[x_bits]
-    defines = {"FORMAT": bits, "X_BITS": x_bits, "STAGES": num_stages, "SILU": int(is_gate_up), "SCALE_SUMS": 0}
+    defines = {"FORMAT": bits, "X_BITS": x_bits, "CLUSTER": cluster, "STAGES": num_stages, "SILU": int(is_gate_up)}
+    defines["SCALE_SUMS"] = 0
     stage_bytes = 16 * x_bits * WIDE_ROWS + 2 * (16384 if bits == 8 else 9216) + 16
     shared = num_stages * stage_bytes + (32768 if bits == 4 else 0) + 1024
     return defines, _prelude(WIDE_ROWS, x_bits) + _shared_text(), shared
 
 
 @cache
-def _load_wide(device_index: int, bits: int, is_gate_up: bool, x_bits: int) -> Kernel:
-    defines, prelude, shared = wide_source_of(bits, is_gate_up, x_bits)
+def _load_wide(device_index: int, bits: int, is_gate_up: bool, x_bits: int, cluster: int) -> Kernel:
+    defines, prelude, shared = wide_source_of(bits, is_gate_up, x_bits, cluster)
     with torch.cuda.device(device_index):
         return load_kernels("gemm_wide.cu", defines, prelude, {"quantized_gemm_wide": shared})["quantized_gemm_wide"]
 

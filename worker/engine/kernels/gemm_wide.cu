@@ -9,8 +9,12 @@
 // Where X_BITS is 8, x is int8 with a scale for each row (round_rows.cu), and the sums are exact: of K inputs they are at most
 // 127 * 128 * K, which 32 bits hold for any K up to 132,104.
 //
-// Compiled once per FORMAT (8, 4), X_BITS (16, 8), STAGES, SILU; SCALE_SUMS is 0. The text before defines these, and `wgmma` for
-// 128 rows; then weights.cuh.
+// Where CLUSTER is 2, two blocks are a team: each takes 128 rows of its own of a tile of 256 rows, and copies one of the two units
+// of weights into the shared memory of both. So a byte of weights from the L2 serves twice as much, which the int8 tensor cores,
+// twice as fast, would else wait for.
+//
+// Compiled once per FORMAT (8, 4), X_BITS (16, 8), CLUSTER (1, 2), STAGES, SILU; SCALE_SUMS is 0. The text before defines these,
+// and `wgmma` for 128 rows; then weights.cuh.
 
 constexpr int BATCH = 128, ACC = BATCH / 2, PAIR = 2, CONSUMERS = 256, THREADS = CONSUMERS + 128;
 constexpr int X_BOX_BYTES = BATCH * 128, X_BOXES = X_BITS / 8;  // rows of 128 bytes are the widest that the swizzle takes
@@ -23,10 +27,20 @@ template <int BITS> struct SumOf { typedef float type; };
 template <> struct SumOf<8> { typedef int type; };
 typedef SumOf<X_BITS>::type Sum;
 
-// Tile t: outputs of the units' tiles 2 * pair and 2 * pair + 1, rows of x from m * BATCH on.
+#if CLUSTER > 1
+#define IN_TEAMS __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define IN_TEAMS
+#endif
+
+DEVICE u32 team() { return blockIdx.x / CLUSTER; }
+DEVICE int rank() { return blockIdx.x % CLUSTER; }
+DEVICE u32 num_teams() { return gridDim.x / CLUSTER; }
+
+// Tile t: outputs of the units' tiles 2 * pair and 2 * pair + 1, and of this block rows of x from m * BATCH on.
 struct Place {
   int pair, m;
-  DEVICE Place(int tile, int row_tiles) : pair(tile / row_tiles), m(tile % row_tiles) {}
+  DEVICE Place(int tile, int row_tiles) : pair(tile / row_tiles), m(tile % row_tiles * CLUSTER + rank()) {}
 };
 
 DEVICE void produce(const TensorMap* map, const u8* units, Walk walk, int row_tiles, int output_tiles, u32 base, u32 full, u32 empty) {
@@ -44,12 +58,19 @@ DEVICE void produce(const TensorMap* map, const u8* units, Walk walk, int row_ti
 #pragma unroll
     for (int i = 0; i < PAIR; i++) {
       const int tile = min(place.pair * PAIR + i, output_tiles - 1);  // of an odd number the last stands twice
-      copy_unit(w + i * UNIT_BYTES, units + ((size_t)tile * walk.chunks + chunk) * UNIT_BYTES, bar, policy);
+      const u8* from = units + ((size_t)tile * walk.chunks + chunk) * UNIT_BYTES;
+      if (CLUSTER == 1) copy_unit(w + i * UNIT_BYTES, from, bar, policy);
+      else if (i == rank()) copy_unit_to((1 << CLUSTER) - 1, w + i * UNIT_BYTES, from, bar, policy);
       if (i < X_BOXES) copy_x(x + i * X_BOX_BYTES, map, chunk * CHUNK + i * 64, place.m * BATCH, bar);
     }
     if (++stage == STAGES) { stage = 0; parity ^= 1; }
   }
   let_next_kernel_start();
+  if (CLUSTER > 1)  // the other block's warps may still arrive at our barriers, which must not be gone by then
+    for (int s = 0; s < STAGES; s++) {
+      barrier_wait(empty + stage * 8, parity);
+      if (++stage == STAGES) { stage = 0; parity ^= 1; }
+    }
 }
 
 struct Ring {
@@ -59,6 +80,15 @@ struct Ring {
     if (++stage == STAGES) { stage = 0; parity ^= 1; }
   }
 };
+
+// Of a warp: it needs what lies in this stage no more. Who fills it again waits for all warps into whose memory it copies.
+DEVICE void release(u32 empty, int lane) {
+  if (CLUSTER > 1) {
+    if (lane < CLUSTER) barrier_arrive_in(empty, lane);
+  } else if (lane == 0) {
+    barrier_arrive(empty);
+  }
+}
 
 // Adds num_units units of one tile to acc[0] (the first 64 outputs of the warpgroup's unit) and acc[1]. A block of weights is
 // dequantized while the tensor cores multiply the one before.
@@ -94,7 +124,7 @@ DEVICE void multiply(Sum (&acc)[2][ACC], int num_units, u32 base, Ring& ring) {
         }
       }
       wgmma_wait<1>();
-      if (step == 0 && u > 0 && lane == 0) barrier_arrive(empty + before * 8);
+      if (step == 0 && u > 0) release(empty + before * 8, lane);
     }
     before = stage;
   }
@@ -103,7 +133,7 @@ DEVICE void multiply(Sum (&acc)[2][ACC], int num_units, u32 base, Ring& ring) {
   for (int j = 0; j < 2; j++)
 #pragma unroll
     for (int i = 0; i < ACC; i++) hold(acc[j][i]);  // no use of the sums moves above the wait
-  if (lane == 0) barrier_arrive(empty + before * 8);
+  release(empty + before * 8, lane);
 }
 
 // A block that does not finish its tile leaves its sums for the one that does, behind a flag that the reader clears.
@@ -116,12 +146,12 @@ DEVICE void leave_partials(const Sum (&acc)[2][ACC], Sum* partials, u32* flags) 
   if (threadIdx.x == 0) store_release(flags + blockIdx.x, 1);
 }
 
-// Adds what the blocks [first, blockIdx.x) left of this tile, in that order.
+// Adds what the teams [first, ours) left of this tile, in that order.
 DEVICE void add_partials(Sum (&acc)[2][ACC], int first, const Sum* partials, u32* flags) {
   constexpr int STRIP = 16;
-  const int tid = threadIdx.x, last = blockIdx.x;
+  const int tid = threadIdx.x, last = team();
   if (tid < last - first)
-    while (load_acquire(flags + first + tid) == 0) {}
+    while (load_acquire(flags + first * CLUSTER + tid * CLUSTER + rank()) == 0) {}
   named_barrier<2, CONSUMERS>();
 #pragma unroll
   for (int i0 = 0; i0 < 2 * ACC; i0 += STRIP) {
@@ -129,7 +159,7 @@ DEVICE void add_partials(Sum (&acc)[2][ACC], int first, const Sum* partials, u32
 #pragma unroll
     for (int i = 0; i < STRIP; i++) sum[i] = 0;
     for (int b = first; b < last; b++) {
-      const Sum* from = partials + ((size_t)b * 2 * ACC + i0) * CONSUMERS + tid;
+      const Sum* from = partials + ((size_t)(b * CLUSTER + rank()) * 2 * ACC + i0) * CONSUMERS + tid;
 #pragma unroll
       for (int i = 0; i < STRIP; i++) sum[i] += load_l2(from + i * CONSUMERS);
     }
@@ -137,7 +167,7 @@ DEVICE void add_partials(Sum (&acc)[2][ACC], int first, const Sum* partials, u32
     for (int i = 0; i < STRIP; i++) acc[(i0 + i) / ACC][(i0 + i) % ACC] += sum[i];
   }
   named_barrier<2, CONSUMERS>();
-  if (tid < last - first) flags[first + tid] = 0;
+  if (tid < last - first) flags[(first + tid) * CLUSTER + rank()] = 0;
 }
 
 // Sums to fp16 outputs. A lane holds output rows g and g + 8 of its warp and x's rows 8 j + 2 t and the next.
@@ -173,22 +203,23 @@ DEVICE void write_out(const Sum (&acc)[2][ACC], const Place& place, int output_t
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void IN_TEAMS __launch_bounds__(THREADS, 1)
 quantized_gemm_wide(const __grid_constant__ TensorMap x_map, const u8* __restrict__ units, const float* __restrict__ row_scale,
                     u16* __restrict__ out, Sum* __restrict__ partials, u32* __restrict__ flags, int M, int N, int output_tiles,
                     int chunks, const float* x_scale) {  // of whole tiles of rows; null where X_BITS is 16
   extern __shared__ u8 raw[];
   const u32 base = (shared_address(raw) + 1023) & ~1023u;
   const u32 full = base + OFFSET_BARRIERS, empty = full + STAGES * 8;
-  const int tid = threadIdx.x, row_tiles = (M + BATCH - 1) / BATCH;
+  const int tid = threadIdx.x, row_tiles = (M + CLUSTER * BATCH - 1) / (CLUSTER * BATCH);
   const int num_units = (output_tiles + PAIR - 1) / PAIR * row_tiles * chunks;
   if (tid == 0) {
-    for (int s = 0; s < STAGES; s++) { barrier_init(full + s * 8, 1); barrier_init(empty + s * 8, CONSUMERS / 32); }
+    for (int s = 0; s < STAGES; s++) { barrier_init(full + s * 8, 1); barrier_init(empty + s * 8, CLUSTER * CONSUMERS / 32); }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
-  Walk walk(first_unit(blockIdx.x, num_units), first_unit(blockIdx.x + 1, num_units), chunks);
+  if (CLUSTER > 1) cluster_barrier();  // nobody copies to where no barrier is yet
+  Walk walk(first_unit(team(), num_units, num_teams()), first_unit(team() + 1, num_units, num_teams()), chunks);
   if (tid >= CONSUMERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (tid == CONSUMERS) produce(&x_map, units, walk, row_tiles, output_tiles, base, full, empty);
@@ -210,9 +241,9 @@ quantized_gemm_wide(const __grid_constant__ TensorMap x_map, const u8* __restric
     if (walk.high < (tile + 1) * chunks) {
       leave_partials(acc, partials, flags);
     } else {
-      // the block of the tile's first unit: the last one whose run begins at or before it
-      const int first = (int)((((long long)tile * chunks + 1) * gridDim.x - 1) / num_units);
-      if (first < blockIdx.x) add_partials(acc, first, partials, flags);
+      // the team of the tile's first unit: the last one whose run begins at or before it
+      const int first = (int)((((long long)tile * chunks + 1) * num_teams() - 1) / num_units);
+      if (first < team()) add_partials(acc, first, partials, flags);
       write_out(acc, Place(tile, row_tiles), output_tiles, row_scale, x_scale, out, M, N);
     }
     walk.high = walk.low;

@@ -14,6 +14,11 @@ struct alignas(64) TensorMap { u64 opaque[16]; };
 
 DEVICE void barrier_init(u32 bar, u32 count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
 DEVICE void barrier_arrive(u32 bar) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(bar) : "memory"); }
+DEVICE void barrier_arrive_in(u32 bar, int rank) {  // in the shared memory of that block of the cluster, our own too
+  asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(bar),
+               "r"(rank)
+               : "memory");
+}
 DEVICE void barrier_expect(u32 bar, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
@@ -29,6 +34,13 @@ DEVICE void copy_unit(u32 to, const void* from, u32 bar, u64 policy) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
                    "r"(to), "l"(from), "n"(UNIT_BYTES), "r"(bar), "l"(policy)
                : "memory");
+}
+// The same to the blocks of the cluster in `blocks`, at the same place in each, where it counts for the same barrier.
+DEVICE void copy_unit_to(u16 blocks, u32 to, const void* from, u32 bar, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1], %2, [%3], %4, %5;" ::
+          "r"(to), "l"(from), "n"(UNIT_BYTES), "r"(bar), "h"(blocks), "l"(policy)
+      : "memory");
 }
 DEVICE void copy_x(u32 to, const TensorMap* map, int k, int row, u32 bar) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
@@ -130,4 +142,4 @@ DEVICE u64 describe_x(u32 address) {  // K-major, 128-byte swizzle, groups of 8 
   return (u64)((address >> 4) & 0x3fff) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
-DEVICE int first_unit(int block, int num_units) { return (int)((long long)block * num_units / gridDim.x); }
+DEVICE int first_unit(int block, int num_units, u32 num_blocks) { return (int)((long long)block * num_units / num_blocks); }
