@@ -127,8 +127,8 @@ def write_plan(slices: Sequence[SequenceSlice], room: PrefillRoom) -> Int32s:
 
 def read_plan(numbers: Tensor, room: PrefillRoom) -> PrefillPlan:
     """The plan whose numbers stand at the beginning of an int32 tensor, which it refers to."""
-    token_ids, positions, slots, *rest = _split(numbers, room)
-    return PrefillPlan(token_ids, positions, slots.long(), *rest, room)
+    token_ids, positions, slots, key_slots, query_ends, key_ends, logit_rows = _split(numbers, room)
+    return PrefillPlan(token_ids, positions, slots.long(), key_slots, query_ends, key_ends, logit_rows, room)
 
 
 def _split(numbers: _Numbers, room: PrefillRoom) -> list[_Numbers]:
