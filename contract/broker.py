@@ -15,9 +15,9 @@ from contract import connection, keys, parsing
 from contract.announced import is_announced, read_bundle, read_models
 from contract.beats import read_beats
 from contract.chat import ChatStore
-from contract.connection import Client, ServerUnfit, answered
+from contract.connection import Client, answered
 from contract.dead import DeadLetters
-from contract.errors import Overloaded, QuotaExceeded, RequestIdReused, UnknownGeneration
+from contract.errors import Overloaded, QuotaExceeded, RequestIdReused, ServerUnfit, UnknownGeneration
 from contract.log_entries import parse_inbox_row, parse_log_entry
 from contract.log_pages import LogPage, LogPlace, read_ending, read_page
 from contract.messages import Ending, EndReason, Job, LogEntry, MalformedMessage, TokenRow, encode_choice_ends

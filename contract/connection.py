@@ -22,7 +22,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from contract.errors import BrokerDown
+from contract.errors import BrokerDown, ServerUnfit
 from contract.messages import MalformedMessage
 
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
@@ -49,10 +49,6 @@ _NO_ANSWER = (
 )
 _NO_ANSWER_CODES = ("NOREPLICAS", "MISCONF", "BUSY")  # redis-py knows no class for these
 _OTHER_TYPE = "WRONGTYPE"  # likewise
-
-
-class ServerUnfit(Exception):
-    """This Redis would lose or refuse what the protocol needs."""
 
 
 def connect(url: str) -> Client:

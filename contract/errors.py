@@ -23,7 +23,7 @@ ServeError
 ├── PoisonJob           every attempt at this job ended its worker
 └── GenerationFailed    the engine gave this generation up
 
-Only `service/status.py` knows which gRPC status each becomes.
+Only `service/status.py` knows which gRPC status each becomes. ServerUnfit is none of them: a process ends with it.
 """
 
 from collections.abc import Sequence
@@ -221,3 +221,7 @@ class GenerationFailed(ServeError):
         super().__init__(f"generation {generation_id} failed in attempt {attempt}")
         self.generation_id = generation_id
         self.attempt = attempt
+
+
+class ServerUnfit(Exception):
+    """This Redis would lose or refuse what the protocol needs."""

@@ -9,8 +9,8 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisClusterException, ResponseError
 
 from contract import keys
-from contract.connection import ServerUnfit, answered
-from contract.errors import BrokerDown
+from contract.connection import answered
+from contract.errors import BrokerDown, ServerUnfit
 from contract.messages import VERSION, MalformedMessage
 from contract.scripts import run_script
 

@@ -6,7 +6,6 @@ A command imports what it needs when it is called: an image has what its own pro
 import enum
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,6 +67,8 @@ class ChatFormat(enum.StrEnum):
 
 def _tell_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(version("llamaherd-server"))
         raise typer.Exit
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from herd.complain import complain
 from herd.private import NoHerd, private_herd
 from herd.reach import Reach
-from herd.show_error import complain, show_error
+from herd.show_error import show_error
 from llamaherd.client import Chat, ChatKnobs, HerdError, Stream, UnknownSession
 from telemetry import names
 from telemetry.setup import start_tracing

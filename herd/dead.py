@@ -14,7 +14,7 @@ from contract.broker import Broker, ServerUnfit
 from contract.connection import without_password
 from contract.dead import DeadJob
 from contract.errors import BrokerDown, ServeError
-from herd.show_error import complain
+from herd.complain import complain
 
 UNBOUNDED = 1 << 30
 KEEP_MS = 600_000  # nobody reads what is queued again, so it runs, and can be read, for at least as long

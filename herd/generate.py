@@ -8,9 +8,10 @@ from google.protobuf import json_format
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from herd.complain import complain
 from herd.private import NoHerd, private_herd
 from herd.reach import Reach
-from herd.show_error import complain, show_error
+from herd.show_error import show_error
 from llamaherd.client import HerdError
 from llamaherd.v1 import common_pb2, generation_pb2
 from telemetry import names

@@ -1,24 +1,16 @@
-"""What `herd up` asks of its machine: a folder, a port, GPUs; and whether its processes answer yet."""
+"""What `herd up` asks of its machine: a folder, a port, GPUs; and whether its broker answers yet."""
 
 import asyncio
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2
-
-from contract.broker import Broker, ServerUnfit
-from contract.connection import without_password
-from contract.errors import BrokerDown
-from service.health import model_service
-from service.probe import ask
-from service.settings import GatewaySettings
+LOOK_S = 0.02
 
 
 @contextmanager
@@ -53,7 +45,15 @@ def reserved_port(host: str, port: int) -> Iterator[int]:
         yield int(holder.getsockname()[1])
 
 
-async def answers(path: Path) -> bool:
+async def until_answers(path: Path) -> None:
+    """Return once a Redis answers on this socket."""
+    while True:
+        if await _answers(path):
+            return
+        await asyncio.sleep(LOOK_S)
+
+
+async def _answers(path: Path) -> bool:
     """Whether a Redis on this socket answers PING with PONG (it says LOADING while it reads its file)."""
     try:
         reader, writer = await asyncio.open_unix_connection(str(path))
@@ -67,34 +67,6 @@ async def answers(path: Path) -> bool:
         return False
     finally:
         writer.close()
-
-
-async def check_redis(url: str) -> None:
-    """Raises ServerUnfit if the herd cannot live there, or nobody answers."""
-    broker = Broker.connect(url)
-    try:
-        await broker.check_server()
-    except BrokerDown:
-        raise ServerUnfit(f"no Redis answers at {without_password(url)}") from None
-    finally:
-        await broker.close()
-
-
-def all_serve(gateway: GatewaySettings, models: Sequence[str], num_gateways: int) -> bool:
-    """Whether all gateways on one port serve these models.
-
-    The kernel deals connections out, so many new ones in a row have to meet one that does: with two gateways a
-    straggler escapes 13 of them once in 8,000 times.
-    """
-    return all(_serves(gateway, models) for _ in range(12 * num_gateways - 11))
-
-
-def _serves(gateway: GatewaySettings, models: Sequence[str]) -> bool:
-    """Whether the gateway says that it serves these models: it listens, and has seen a worker of each."""
-    try:
-        return all(ask(gateway, model_service(name)) == health_pb2.HealthCheckResponse.SERVING for name in models)
-    except (grpc.RpcError, OSError):
-        return False
 
 
 def visible_gpus() -> list[str]:

@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from herd.complain import complain
 from herd.reach import Reach
-from herd.show_error import complain, show_error
+from herd.show_error import show_error
 from llamaherd.client.errors import typed
 from llamaherd.v1 import model_pb2, model_pb2_grpc
 

@@ -1,4 +1,4 @@
-"""How the command line tells what went wrong: on standard error, with what can be done about it."""
+"""How the command line tells what the service answered: on standard error, with what can be done about it."""
 
 import sys
 
@@ -7,11 +7,6 @@ from llamaherd.client import ConnectionBroken, HerdError
 NOBODY_THERE = """\
   `herd up` starts a herd on this machine; --address or HERD_ADDRESS names a gateway elsewhere; --tls if it has a
   certificate"""
-
-
-def complain(command: str, what: object) -> None:
-    """One error of a command's own."""
-    print(f"herd {command}: {what}", file=sys.stderr)
 
 
 def show_error(error: HerdError, *, begins_line: bool = False) -> None:

@@ -15,7 +15,7 @@ from contract.broker import Broker, QueueDepth, ServerUnfit
 from contract.connection import without_password
 from contract.errors import BrokerDown
 from contract.keys import CLASSES
-from herd.show_error import complain
+from herd.complain import complain
 from herd.status_view import GatewayRow, QueueRow, Status, WorkerRow, view
 
 LOOK_S = 1.0

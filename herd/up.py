@@ -1,4 +1,7 @@
-"""`herd up`: a whole herd on one machine, from one command; nothing of it outlives the command."""
+"""`herd up`: a whole herd on one machine, from one command; nothing of it outlives the command.
+
+A worker takes seconds to load torch: so little is imported before it runs, and the rest (herd.announce) meanwhile.
+"""
 
 import asyncio
 import json
@@ -6,23 +9,22 @@ import math
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-from contract.broker import Broker, ServerUnfit
-from contract.errors import BrokerDown
+from contract.errors import BrokerDown, ServerUnfit
 from herd.children import Child, ChildFailed
-from herd.machine import all_serve, answers, check_redis, reserved_port, run_folder, visible_gpus
-from herd.show_error import complain
+from herd.complain import complain
+from herd.machine import reserved_port, run_folder, until_answers, visible_gpus
 from herd.valkey import NoServerBinary, server_command
 from service.settings import GatewaySettings
 from telemetry.environment import read
+
+if TYPE_CHECKING:
+    from herd.announce import Announcement
 
 DEMO_MODEL = Path(__file__).resolve().parent / "demo_model"
 DRAIN_S = 20.0
@@ -53,7 +55,7 @@ class UpOptions:
 def run_up(options: UpOptions) -> int:
     """Run until SIGINT or SIGTERM; the exit status."""
     try:
-        herd = _Herd(options, models_of(options), _gateway_settings(options), Console(stderr=True))
+        herd = _Herd(options, models_of(options), _gateway_settings(options))
     except ValueError as error:
         complain("up", error)
         return 2
@@ -105,13 +107,10 @@ def _gateway_settings(options: UpOptions) -> GatewaySettings:
 class _Herd:
     """The processes of one `herd up` and the folder they share."""
 
-    def __init__(
-        self, options: UpOptions, models: tuple[UpModel, ...], gateway: GatewaySettings, console: Console
-    ) -> None:
+    def __init__(self, options: UpOptions, models: tuple[UpModel, ...], gateway: GatewaySettings) -> None:
         self.options = options
         self.models = models
         self.gateway = gateway
-        self.console = console
 
     async def run(self) -> int:
         """Start, serve, stop: in that order, whatever happens."""
@@ -130,37 +129,37 @@ class _Herd:
         return 0
 
     async def _serve(self, run_dir: Path, port: int, children: list[Child], stop: asyncio.Event) -> None:
-        """Start every child, wait until all serve, then keep them until `stop`."""
-        redis_url = self.options.redis_url
-        if redis_url is None:
-            redis_url = await self._start_valkey(run_dir, children)
-        else:
-            await check_redis(redis_url)
-        for child in self._own_children(run_dir, port, redis_url):
+        """Start every child at once, wait until all serve, then keep them until `stop`."""
+        for child in await self._all_children(run_dir, port):
             await child.start()
             children.append(child)
+        from herd.announce import Announcement
+
+        redis_url = self.options.redis_url or _private_url(run_dir)
+        gateway = self.gateway.model_copy(update={"port": port})
+        announcement = Announcement(gateway, {model.name: model.folder for model in self.models}, redis_url)
         async with asyncio.TaskGroup() as group:
             keepers = [group.create_task(child.keep(), name=child.name) for child in children]
-            ready = group.create_task(self._announce(redis_url, port, children))
+            ready = group.create_task(self._announce(announcement, run_dir, children))
             await stop.wait()
             for task in (ready, *keepers):
                 task.cancel()
 
-    async def _start_valkey(self, run_dir: Path, children: list[Child]) -> str:
-        """The private broker's URL, once it answers."""
-        path = run_dir / "v.sock"
+    async def _all_children(self, run_dir: Path, port: int) -> list[Child]:
+        """Not yet started, in the order to start them: each waits by itself for those before it.
+
+        Raises ServerUnfit for a Redis of the caller's that cannot be used.
+        """
+        if self.options.redis_url is not None:
+            from herd.announce import check_redis
+
+            await check_redis(self.options.redis_url)
+            return list(self._own_children(run_dir, port, self.options.redis_url))
         data_dir = self.options.state_dir or run_dir / "valkey"
         data_dir.mkdir(parents=True, exist_ok=True)
-        valkey = Child(
-            "valkey", server_command(path, data_dir.resolve()), os.environ, run_dir / "valkey.log", self.options.verbose
-        )
-        await valkey.start()
-        children.append(valkey)
-        while not await answers(path):
-            if valkey.process is None or valkey.process.returncode is not None:
-                raise ChildFailed("valkey", valkey.process.returncode if valkey.process else None, valkey.log)
-            await asyncio.sleep(0.02)
-        return f"unix://{path}"
+        command = server_command(_socket_in(run_dir), data_dir.resolve())
+        valkey = Child("valkey", command, os.environ, run_dir / "valkey.log", self.options.verbose)
+        return [valkey, *self._own_children(run_dir, port, _private_url(run_dir))]
 
     def _own_children(self, run_dir: Path, port: int, redis_url: str) -> Iterator[Child]:
         """The gateways and the workers, not yet started."""
@@ -202,23 +201,20 @@ class _Herd:
         command = [sys.executable, "-m", module]
         return Child(name, command, {**os.environ, **env}, run_dir / f"{name}.log", self.options.verbose)
 
-    async def _announce(self, redis_url: str, port: int, children: list[Child]) -> None:
-        """Show progress until every worker is ready and the gateway listens; then say how to call it."""
-        broker = Broker.connect(redis_url)
-        gateway = self.gateway.model_copy(update={"port": port})
-        try:
-            await self._wait_ready(broker, gateway)
-        finally:
-            await broker.close()
+    async def _announce(self, announcement: "Announcement", run_dir: Path, children: list[Child]) -> None:
+        """Show progress until every worker is ready and each gateway serves; then say how to call it."""
+        if self.options.redis_url is None:
+            await until_answers(_socket_in(run_dir))
+        await announcement.wait_ready(self.options.workers, self.options.gateways)
         for child in children:
             child.max_restarts = MAX_RESTARTS  # until now a death was one that a restart does not mend
-        self._print_how_to_call(gateway.address, redis_url)
+        announcement.print_how_to_call()
         if self.options.ready_file:
             pids = {child.name: child.process.pid for child in children if child.process}
             names = [model.name for model in self.models]
             ready = {
-                "address": gateway.address,
-                "redis_url": redis_url,
+                "address": announcement.address,
+                "redis_url": announcement.redis_url,
                 "model": names[0],
                 "models": names,
                 "pids": pids,
@@ -227,37 +223,11 @@ class _Herd:
             partial.write_text(json.dumps(ready))
             partial.replace(self.options.ready_file)  # a reader sees all of it or nothing
 
-    async def _wait_ready(self, broker: Broker, gateway: GatewaySettings) -> None:
-        """Return once every worker is ready and each gateway serves every model."""
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        names = [model.name for model in self.models]
-        num_workers = len(names) * self.options.workers
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(f"loading {', '.join(names)}", total=float(num_workers))
-            while True:
-                pool = [w.fields for w in await broker.pool() if w.fields.get("model") in names]
-                ready = Counter(fields["model"] for fields in pool if fields.get("state") == "ready")
-                done = sum(float(fields.get("progress", 0)) for fields in pool)
-                progress.update(task, completed=min(done, float(num_workers)))
-                is_loaded = all(ready[name] >= self.options.workers for name in names)
-                if is_loaded and await asyncio.to_thread(all_serve, gateway, names, self.options.gateways):
-                    return
-                await asyncio.sleep(0.05)
 
-    def _print_how_to_call(self, address: str, redis_url: str) -> None:
-        at = "" if address == "127.0.0.1:50051" else f" --address {address}"
-        if self.gateway.has_tls:
-            at += f" --ca {self.gateway.tls_cert}"
-        out = self.console
-        names = " and ".join(f"[bold]{model.name}[/]" for model in self.models)
-        verb = "is" if len(self.models) == 1 else "are"
-        out.print(f"{names} {verb} served at [bold]{address}[/] (gRPC, llamaherd.v1). Ctrl-C ends it.")
-        for model in self.models:
-            of = "" if len(self.models) == 1 else f" --model {model.name}"
-            out.print(f'  herd generate "Count to ten"{of}{at}', highlight=False, soft_wrap=True)
-            questions = model.folder / "questions.txt"
-            if questions.is_file():
-                out.print("Worth asking:")
-                for line in questions.read_text().splitlines()[:3]:
-                    out.print(f'  herd generate "{line}"{of}{at}', highlight=False, soft_wrap=True)
-        out.print(f"  herd status --redis-url {redis_url}", highlight=False, soft_wrap=True)
+def _socket_in(run_dir: Path) -> Path:
+    """Where the private broker listens."""
+    return run_dir / "v.sock"
+
+
+def _private_url(run_dir: Path) -> str:
+    return f"unix://{_socket_in(run_dir)}"

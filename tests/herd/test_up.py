@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -9,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from contract.exit_status import UNFIT
 from herd.children import Child, ChildFailed, last_words
 from herd.machine import visible_gpus
 from herd.up import DEMO_MODEL, UpOptions, _gateway_settings, _Herd, models_of
-from tests.herd_process import ROOT
+from tests.herd_process import ROOT, children_of
 from tests.herd_process import herd_up as herd_of
+from tests.until import until_now
 
 OPTIONS = UpOptions(
     models=(),
@@ -39,7 +40,7 @@ OPTIONS = UpOptions(
 
 def told(options: UpOptions, name: str) -> dict[str, str | None]:
     """The variable, by process."""
-    herd = _Herd(options, models_of(options), _gateway_settings(options), Console())
+    herd = _Herd(options, models_of(options), _gateway_settings(options))
     children = herd._own_children(Path("/nowhere"), 50051, "unix:///nowhere")
     return {child.name: child.env.get(name) for child in children}
 
@@ -139,6 +140,30 @@ def test_what_cannot_be_is_refused_before_anything_starts(arguments: tuple[str, 
     assert ended.returncode == status
     assert fact in " ".join(ended.stderr.replace("│", " ").split())
     assert "Traceback" not in ended.stderr
+
+
+def test_a_private_valkey_that_cannot_run_ends_it(tmp_path: Path) -> None:
+    """Gateway and worker have been started beside it; the valkey's own words are what is shown."""
+    (tmp_path / "appendonlydir").mkdir()
+    (tmp_path / "appendonlydir" / "appendonly.aof.manifest").write_text("damaged\n")
+    ended = herd_up("--port", "0", "--device", "cpu", "--state-dir", str(tmp_path))
+
+    assert ended.returncode == 1
+    assert "herd up: valkey ended with code 1" in ended.stderr
+    assert "manifest file" in ended.stderr
+
+
+def test_a_sigterm_of_the_first_moments_ends_what_was_started() -> None:
+    """Though nothing serves yet. The output ends when no process of the herd is left."""
+    command = [sys.executable, "-m", "herd", "up", "--port", "0", "--device", "cpu", "--verbose"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as herd:
+        try:
+            until_now(lambda: children_of(herd.pid))
+            herd.send_signal(signal.SIGTERM)
+            herd.communicate(timeout=60)
+        finally:
+            herd.kill()
+    assert herd.returncode == 0
 
 
 @pytest.mark.parametrize(("code", "num_starts"), [(UNFIT, 1), (3, 3)])
