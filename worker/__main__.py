@@ -1,25 +1,20 @@
-"""`python -m worker`: one worker. The settings are HERD_WORKER_* variables; SIGTERM drains, a second signal ends."""
+"""`python -m worker`: one worker. The settings are HERD_WORKER_* variables; SIGTERM drains, a second signal ends.
 
-import asyncio
+The engine process takes seconds to load torch: it starts as soon as the settings are known to be right, and what a
+supervisor needs is imported meanwhile.
+"""
+
 import os
-import signal
 import sys
 from collections.abc import Sequence
-
-import structlog
+from contextlib import closing
 
 from contract import exit_status
-from contract.broker import Broker, ServerUnfit
 from telemetry.environment import WrongSettings, read
-from telemetry.logs import start_logging
-from telemetry.metrics import endpoint, start_metrics
+from worker.engine_process import EngineProcess
 from worker.settings import WorkerSettings
-from worker.supervisor import Supervisor
 
-SERVICE_NAME = "llamaherd-worker-supervisor"
 ENGINE_COMMAND = (sys.executable, "-m", "worker.serve")
-
-log = structlog.get_logger(__name__)
 
 
 def main(engine_command: Sequence[str] = ENGINE_COMMAND) -> int:
@@ -33,42 +28,10 @@ def main(engine_command: Sequence[str] = ENGINE_COMMAND) -> int:
     except WrongSettings as error:
         print(error, file=sys.stderr)
         return exit_status.UNFIT
-    start_logging(SERVICE_NAME, settings.log_level)
-    try:
-        return asyncio.run(_supervise(settings, engine_command))
-    except ServerUnfit as error:
-        log.error("redis cannot be used", error=str(error))
-        return exit_status.UNFIT
+    with closing(EngineProcess(engine_command, stuck_after_s=settings.stuck_after_s)) as engine:
+        from worker.supervise import supervise
 
-
-async def _supervise(settings: WorkerSettings, engine_command: Sequence[str]) -> int:
-    stop, force = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            force.set()
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    broker = Broker.connect(settings.redis_url)
-    try:
-        supervisor = Supervisor(settings, broker, engine_command)
-        where = endpoint(settings.metrics_host, settings.metrics_port)
-        try:
-            metrics = start_metrics(SERVICE_NAME, where, more=supervisor.meter.engine_text)
-        except OSError as error:
-            log.error(
-                "metrics cannot be served", host=settings.metrics_host, port=settings.metrics_port, error=str(error)
-            )
-            return exit_status.UNFIT
-        try:
-            return await supervisor.run(stop, force)
-        finally:
-            metrics.stop()
-    finally:
-        await broker.close()
+        return supervise(settings, engine, engine_command)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,11 @@ class Supervisor:
         """What it tells of itself."""
         return self._meter
 
-    async def run(self, stop: asyncio.Event, force: asyncio.Event) -> int:
+    async def run(self, engine: EngineProcess, stop: asyncio.Event, force: asyncio.Event) -> int:
         """Run until `stop` and everything held is finished or handed back; return the process' exit status.
 
         Args:
+            engine: the first one, started already.
             stop: drain, then end.
             force: do not wait for the drain.
         """
@@ -71,14 +72,13 @@ class Supervisor:
                 group.create_task(detector.run(), name="detect"),
                 group.create_task(RedisWatch(self._broker.find_weaknesses).run(), name="redis-watch"),
             ]
-            status = await self._keep_running(stop, force)
+            status = await self._keep_running(engine, stop, force)
             for task in watching:
                 task.cancel()
         return status
 
-    async def _keep_running(self, stop: asyncio.Event, force: asyncio.Event) -> int:
+    async def _keep_running(self, engine: EngineProcess, stop: asyncio.Event, force: asyncio.Event) -> int:
         while True:
-            engine = EngineProcess(self._command, stuck_after_s=self._settings.stuck_after_s)
             self._current_id = engine.worker_id
             self._meter.attend(engine.progress)
             log.info("engine process started", worker_id=engine.worker_id, pid=engine.pid)
@@ -101,6 +101,7 @@ class Supervisor:
             await self._wait_before_restart(stop)
             if stop.is_set():
                 return 0
+            engine = EngineProcess(self._command, stuck_after_s=self._settings.stuck_after_s)
 
     async def _attend(self, engine: EngineProcess, stop: asyncio.Event, force: asyncio.Event) -> int:
         """Beat for the engine process until it ends; end it on `stop`."""

@@ -86,7 +86,7 @@ def test_the_worker_has_no_gateway_libraries(images: Images) -> None:
     foreign = ("grpc_reflection", "grpc_channelz", "grpc_health")
 
     assert python(images.worker, INSTALLED, *foreign, "torch", "worker.serve") == ["torch", "worker.serve"]
-    assert python(images.worker, "import worker.__main__, worker.serve; print(1)") == 1
+    assert python(images.worker, "import worker.__main__, worker.supervise, worker.serve; print(1)") == 1
 
 
 @pytest.mark.parametrize("image", ["gateway", "worker"])

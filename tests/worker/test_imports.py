@@ -1,4 +1,4 @@
-"""What each process loads: a supervisor stays small, and no worker ever loads grpc or transformers."""
+"""What each process loads: a start is short, a supervisor stays small, no worker ever loads grpc or transformers."""
 
 import subprocess
 import sys
@@ -13,12 +13,14 @@ PROBE = "import sys, {module}; print(' '.join(sorted({{name.partition('.')[0] fo
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("worker.__main__", {"torch", "numpy", "grpc", "transformers", "service"}),
-        ("worker.serve, worker.load", {"grpc", "transformers", "service"}),
+        ("worker.__main__", {"redis", "structlog", "opentelemetry", "torch"}),  # before the engine process starts
+        ("worker.__main__, worker.supervise", {"torch", "numpy", "grpc", "transformers", "service"}),
+        ("worker.serve, worker.load", {"grpc", "transformers", "service", "requests", "prometheus_client"}),
+        ("herd.__main__, herd.up", {"redis", "structlog", "opentelemetry", "grpc", "rich"}),  # before the workers start
     ],
 )
 def test_a_process_loads_only_what_it_needs(module: str, unwanted: set[str]) -> None:
-    """Start-up time and memory of a supervisor; a worker's traces never leave over gRPC."""
+    """Start-up time, and memory of a supervisor; a worker's traces never leave over gRPC."""
     code = PROBE.format(module=module)
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not unwanted & set(ended.stdout.split())

@@ -14,12 +14,17 @@ from worker.settings import WorkerSettings
 ROOT = Path(__file__).parents[2]
 
 
+def environment(**variables: str) -> dict[str, str]:
+    """With these settings only."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HERD_")}
+    return {**kept, **variables}
+
+
 def run_worker(**variables: str) -> "subprocess.CompletedProcess[str]":
     """`python -m worker` in an environment with these settings only."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HERD_")}
     return subprocess.run(
         [sys.executable, "-m", "worker"],
-        env={**kept, **variables},
+        env=environment(**variables),
         cwd=ROOT,
         capture_output=True,
         text=True,
