@@ -17,6 +17,8 @@ def freeze_loaded() -> None:
     """Collect garbage now, and leave what stands out of later passes: one over all modules takes 40 ms of every stream.
 
     What is frozen is freed when nobody refers to it, but a circle of such things never is. Call it once all is loaded.
+    Who has stopped such passes while loading has them from here on.
     """
     gc.collect()
     gc.freeze()
+    gc.enable()

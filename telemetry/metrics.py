@@ -6,19 +6,20 @@ Until `start_metrics` has been called, and where nothing reads them, instruments
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry import metrics
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-from prometheus_client import CollectorRegistry
 
 from telemetry.names import Kind, Metric
-from telemetry.scrape import ScrapeServer, nothing_more
 from telemetry.setup import FLUSH_TIMEOUT_S, exports, resource_of
+
+if TYPE_CHECKING:
+    from telemetry.scrape import ScrapeServer
+
+SCRAPE_PATH = "/metrics"
 
 Labels = Mapping[str, str]
 Reading = tuple[float, Labels]
@@ -45,7 +46,7 @@ class RunningMetrics:
         port: where Prometheus may ask; 0 if it may not.
     """
 
-    def __init__(self, provider: MeterProvider | None, server: ScrapeServer | None) -> None:
+    def __init__(self, provider: MeterProvider | None, server: "ScrapeServer | None") -> None:
         self._provider = provider
         self._server = server
         self.port = server.port if server else 0
@@ -58,6 +59,11 @@ class RunningMetrics:
             flush = threading.Thread(target=self._provider.shutdown, name="flush-metrics", daemon=True)
             flush.start()
             flush.join(FLUSH_TIMEOUT_S)  # the SDK's own bound does not reach an export that is being retried
+
+
+def nothing_more() -> bytes:
+    """No text of others."""
+    return b""
 
 
 def start_metrics(
@@ -77,10 +83,13 @@ def start_metrics(
     readers: list[MetricReader] = []
     server = None
     if where is not None:
-        registry = CollectorRegistry()
-        server = ScrapeServer(where.host, where.port, registry, more)
-        readers.append(PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=registry))
+        from telemetry.scrape import serve_metrics
+
+        reader, server = serve_metrics(where.host, where.port, more)
+        readers.append(reader)
     if exports(os.environ, "METRICS"):
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     if not readers:
         return RunningMetrics(None, None)

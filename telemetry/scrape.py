@@ -6,16 +6,20 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-PATH = "/metrics"
+from telemetry.metrics import SCRAPE_PATH
+
 READ_TIMEOUT_S = 10.0
 
 
-def nothing_more() -> bytes:
-    """No text of others."""
-    return b""
+def serve_metrics(host: str, port: int, more: Callable[[], bytes]) -> tuple[PrometheusMetricReader, "ScrapeServer"]:
+    """A reader of this process' metrics, and the server that tells them; see ScrapeServer."""
+    registry = CollectorRegistry()
+    server = ScrapeServer(host, port, registry, more)
+    return PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=registry), server
 
 
 class ScrapeServer:
@@ -33,7 +37,7 @@ class ScrapeServer:
             timeout = READ_TIMEOUT_S
 
             def do_GET(self) -> None:
-                if self.path.partition("?")[0] != PATH:
+                if self.path.partition("?")[0] != SCRAPE_PATH:
                     self.send_error(HTTPStatus.NOT_FOUND)
                     return
                 body = generate_latest(registry) + more()

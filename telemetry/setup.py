@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Mapping
 
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -37,6 +36,8 @@ def start_tracing(service_name: str) -> Callable[[], None]:
     trace.set_tracer_provider(provider)
     if not exports(environ, "TRACES"):
         return _nothing_to_flush
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
     exporter = OTLPSpanExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
 

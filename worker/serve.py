@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import signal
 import sys
 import time
@@ -143,6 +144,7 @@ async def _serve_until_signal(served: Served, settings: WorkerSettings, worker_i
 
 def main() -> int:
     """Parse the supervisor's arguments and run with the real engine."""
+    gc.disable()  # of what is loaded nothing is garbage, and looking for it took a tenth of the time; `load` enables it
     from worker.load import load  # torch: only this process loads it, and only here
 
     worker_id, progress_fd = sys.argv[1:]

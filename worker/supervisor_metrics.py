@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from telemetry import names
-from telemetry.metrics import Labels, Reading, counter, observe
-from telemetry.scrape import PATH
+from telemetry.metrics import SCRAPE_PATH, Labels, Reading, counter, observe
 from worker.progress import Progress
 
 ENGINE_HOST = "127.0.0.1"
@@ -101,7 +100,7 @@ class WorkerMeter:
             return b""
         connection = http.client.HTTPConnection(ENGINE_HOST, port, timeout=ENGINE_TIMEOUT_S)
         try:
-            connection.request("GET", PATH)
+            connection.request("GET", SCRAPE_PATH)
             answer = connection.getresponse()
             return answer.read() if answer.status == http.client.OK else b""
         except (OSError, http.client.HTTPException):
