@@ -17,12 +17,15 @@ from contract.scripts import run_script
 MIN_VERSION = (7, 0)
 _NOT_A_CLUSTER = "Cluster mode is not enabled"
 _KEEPS = "noeviction"
+_AOF_STATUSES = ("aof_last_write_status", "aof_last_bgrewrite_status")
 
 
 class WeaknessKind(enum.StrEnum):
     """How a server breaks a promise while it answers. No process starts on one that evicts; those that run warn."""
 
     FORGETS = "forgets"  # no append-only file; some run so on purpose
+    EVICTED = "evicted"  # some of its keys are lost; until it restarts, or forgets the count
+    UNWRITTEN = "unwritten"  # the append-only file, or a rewrite of it: a restart would lose what it lacks
     EVICTS = "evicts"  # when it is full; nearly all our keys have a lifetime, so volatile-* is no better than allkeys-*
 
 
@@ -60,7 +63,7 @@ async def find_weaknesses(client: Any) -> tuple[Weakness, ...]:
 
     By INFO alone, since managed servers forbid CONFIG. Raises BrokerDown.
     """
-    found = [each for node in await _info(client, "memory", "persistence") for each in weaknesses_of(node)]
+    found = [each for node in await _info(client, "memory", "persistence", "stats") for each in weaknesses_of(node)]
     return tuple({each.kind: each for each in reversed(found)}.values())
 
 
@@ -69,6 +72,12 @@ def weaknesses_of(node: Mapping[str, Any]) -> Iterator[Weakness]:
     if str(node.get("aof_enabled", 1)) == "0":
         text = "appendonly is no; a restart of Redis forgets generations, waiting jobs and conversations"
         yield Weakness(WeaknessKind.FORGETS, text)
+    elif any(node.get(status, "ok") != "ok" for status in _AOF_STATUSES):
+        text = "its append-only file or a rewrite of it fails (a full disk?); a restart would lose what was not written"
+        yield Weakness(WeaknessKind.UNWRITTEN, text)
+    if int(node.get("evicted_keys", 0)):
+        text = "it has evicted keys, and with them tokens, jobs or conversations; CONFIG RESETSTAT forgets that it has"
+        yield Weakness(WeaknessKind.EVICTED, text)
     if (policy := node.get("maxmemory_policy", _KEEPS)) != _KEEPS:
         bound = node.get("maxmemory", "unknown")
         text = f"maxmemory-policy is {policy}; it must be {_KEEPS}, or tokens are lost (maxmemory is {bound})"

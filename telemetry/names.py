@@ -51,7 +51,7 @@ ATTR_TURN = "llamaherd.turn"  # of a conversation, counted from 0
 ATTR_PRIORITY = "llamaherd.priority"  # high | normal | low
 ATTR_WORKER_ID = "llamaherd.worker.id"
 ATTR_ATTEMPT = "llamaherd.attempt"  # counted from 1
-ATTR_REDIS_WEAKNESS = "llamaherd.redis.weakness"  # forgets | evicts
+ATTR_REDIS_WEAKNESS = "llamaherd.redis.weakness"  # forgets | unwritten | evicts | evicted
 ATTR_FINISH_REASON = "llamaherd.finish_reason"  # of one attempt
 
 PROVIDER = "llamaherd"
@@ -188,7 +188,7 @@ REDIS_OUTAGES = Metric(
 REDIS_WEAKNESSES = Metric(
     "llamaherd.redis.weaknesses",
     *(Kind.GAUGE, "{weakness}", (Source.GATEWAY, Source.SUPERVISOR), (ATTR_REDIS_WEAKNESS,)),
-    "1 while Redis breaks a promise: it forgets (no append-only file) or evicts (maxmemory-policy)",
+    "1 while Redis breaks a promise: no append-only file, or one it cannot write; an evicting policy, or keys evicted",
 )
 
 # Ours: what a worker does.

@@ -64,6 +64,8 @@ async def test_each_change_is_told_once(
             await looked_again(looks, {"forgets"})
             assert {tuple(labels.values()): value for value, labels in watch._read()} == {
                 ("forgets",): 1,
+                ("evicted",): 0,
+                ("unwritten",): 0,
                 ("evicts",): 0,
             }
             await client.config_set("appendonly", "yes")
