@@ -87,12 +87,16 @@ class KVTensors:
         """Copies of the keys and the values of blocks, each [*blocks, block_size, kv heads, D] in `dtype`."""
         return _blocks_of(self.keys[layer], blocks), _blocks_of(self.values[layer], blocks)
 
+    def scales(self, _: int) -> None:
+        """None: the numbers are what they are."""
+        return None
+
 
 class Int8KVTensors:
     """The same in 8 bits: number = code * scale, with a scale for each position and head.
 
     `keys` and `values` are [num_blocks, block_size, kv heads, D] int8, `key_scales` and `value_scales`
-    [num_blocks, block_size, kv heads] float32. A scale is the largest number of its position and head over 127, so no
+    [num_blocks, kv heads, block_size] float32: those of one head lie together, as a kernel reads them. A scale is the largest number of its position and head over 127, so no
     number is off by more than 1/254 of that one, and what is not finite stays so. A position is rounded once, by
     itself: prefill, decode, chunking and batch make no difference to its codes.
 
@@ -111,8 +115,9 @@ class Int8KVTensors:
         layers = range(config.num_layers)
         self.keys = [torch.zeros(shape, dtype=torch.int8, device=device) for _ in layers]
         self.values = [torch.zeros(shape, dtype=torch.int8, device=device) for _ in layers]
-        self.key_scales = [torch.zeros(shape[:3], device=device) for _ in layers]
-        self.value_scales = [torch.zeros(shape[:3], device=device) for _ in layers]
+        scales_shape = (num_blocks, config.num_kv_heads, block_size)
+        self.key_scales = [torch.zeros(scales_shape, device=device) for _ in layers]
+        self.value_scales = [torch.zeros(scales_shape, device=device) for _ in layers]
 
     @staticmethod
     def bytes_per_block(config: LlamaConfig, block_size: int, _: torch.dtype) -> int:
@@ -129,15 +134,21 @@ class Int8KVTensors:
             scale = new.abs().amax(-1) / 127
             codes = (new / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]).round().to(torch.int8)
             _store(cache, codes, slots, fresh_blocks)
-            _store(scales, scale, slots, fresh_blocks)
+            if fresh_blocks.numel():
+                scales.index_fill_(0, fresh_blocks, 0)
+            scales[slots // self.block_size, :, slots % self.block_size] = scale
 
     def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """As KVTensors.read."""
         keys, values = (
-            _blocks_of(cache[layer], blocks).float().mul_(_blocks_of(scales[layer], blocks)[..., None]).to(self.dtype)
+            _blocks_of(cache[layer], blocks).float().mul_(_blocks_of(scales[layer], blocks).mT[..., None]).to(self.dtype)
             for cache, scales in ((self.keys, self.key_scales), (self.values, self.value_scales))
         )
         return keys, values
+
+    def scales(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Of the keys and of the values."""
+        return self.key_scales[layer], self.value_scales[layer]
 
 
 KVCache: TypeAlias = KVTensors | Int8KVTensors

@@ -44,9 +44,7 @@ class TritonAttention(GatheredAttention):
         if group.blocks.shape[0] != query.shape[0]:
             return super()._attend(layer, query, group)
         kv = self._kv
-        key_scales, value_scales = None, None
-        if isinstance(kv, Int8KVTensors):
-            key_scales, value_scales = kv.key_scales[layer], kv.value_scales[layer]
+        key_scales, value_scales = kv.scales(layer) or (None, None)
         return decode_attention(
             query,
             kv.keys[layer],

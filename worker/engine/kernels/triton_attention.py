@@ -66,20 +66,21 @@ def attend_splits(
         is_seen = places <= position
         block = tl.load(tables_ptr + row * table_width + places // BLOCK_SIZE, mask=is_seen, other=0)
         slots = (block * BLOCK_SIZE + places % BLOCK_SIZE) * num_kv_heads + kv_head
+        scale_slots = (block * num_kv_heads + kv_head) * BLOCK_SIZE + places % BLOCK_SIZE
         offsets = slots[:, None] * HEAD_DIM + dims[None, :]
         is_held = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
         keys = tl.load(keys_ptr + offsets, mask=is_held, other=0).to(tl.float16)
         values = tl.load(values_ptr + offsets, mask=is_held, other=0).to(tl.float16)
         scores = tl.dot(query, tl.trans(keys)) * scale
         if key_scales_ptr is not None:
-            scores *= tl.load(key_scales_ptr + slots, mask=is_seen, other=0.0)[None, :]
+            scores *= tl.load(key_scales_ptr + scale_slots, mask=is_seen, other=0.0)[None, :]
         scores = tl.where(is_seen[None, :], scores, float("-inf"))
         higher = tl.maximum(greatest, tl.max(scores, 1))
         shrink = tl.exp2(greatest - higher)
         weights = tl.exp2(scores - higher[:, None])
         total = total * shrink + tl.sum(weights, 1)
         if value_scales_ptr is not None:
-            weights *= tl.load(value_scales_ptr + slots, mask=is_seen, other=0.0)[None, :]
+            weights *= tl.load(value_scales_ptr + scale_slots, mask=is_seen, other=0.0)[None, :]
         mixed = tl.dot(weights.to(tl.float16), values, mixed * shrink[:, None])
         greatest = higher
     at = head * tl.num_programs(2) + split
@@ -135,7 +136,7 @@ def decode_attention(
     Args:
         query: [B, H, D] fp16, contiguous, rotated.
         keys, values: [blocks, block size, kv heads, D] fp16 or int8, contiguous.
-        key_scales, value_scales: of an int8 cache [blocks, block size, kv heads] float32, contiguous; else None.
+        key_scales, value_scales: of an int8 cache [blocks, kv heads, block size] float32, contiguous; else None.
         positions: [B] int64, of the tokens.
         tables: [B, any] int64, the blocks of each sequence up to its token's.
         num_keys: no position is this large.
