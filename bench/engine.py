@@ -7,7 +7,8 @@ decode step of the model alone, at the context in the middle of the run; `engine
 sequences decode: scheduler, model, sampler, text and events. The limit is the bytes of weights, head and KV cache, each
 read once, over the copy bandwidth measured in the same run; `scaled` is tokens/s times 4.28 TB/s over it. The second
 table holds the share of the limit at the longest context against that at the shortest. Batches that do not fit into
-the memory are left out and named. bench/ttft.py times first tokens.
+the memory are left out and named. `--kv-format float int8` measures each with either KV cache, whose bytes are counted.
+bench/ttft.py times first tokens.
 """
 
 from __future__ import annotations
@@ -19,16 +20,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from bench.device import choose_device, copy_bandwidth, device_name, spans_ms, synchronize
 from bench.make_model import SHAPES
-from bench.models import KERNELS, config_of, free_blocks, log_to_stderr, make_engine, make_model, request, weight_bytes
+from bench.models import (
+    KERNELS,
+    config_of,
+    free_blocks,
+    kv_bytes,
+    log_to_stderr,
+    make_engine,
+    make_model,
+    request,
+    weight_bytes,
+)
 from bench.report import Report, Row
 from worker.engine.batch import SequenceSlice
-from worker.engine.config import LlamaConfig, Quantization
+from worker.engine.config import KVFormat, Quantization
 from worker.engine.engine import Engine, EngineSettings
 from worker.engine.hopper_model import HopperModel
 from worker.engine.kernels.attention import BLOCK_SIZE
@@ -52,6 +64,7 @@ class Plan:
     cases: Sequence[Case]
     device: torch.device
     bandwidth: float
+    kv_format: KVFormat = KVFormat.FLOAT
 
 
 def decode_step_times(engine: Engine, batch: int, prompt: int, new: int) -> list[float]:
@@ -86,8 +99,8 @@ def measure(model: HopperModel | LlamaModel, plan: Plan, case: Case) -> Row:
     """One row of the table; the engine runs once before it is timed."""
     prompt, batch = case
     context = prompt + plan.new // 2
-    kv_bytes = batch * context * model.config.kv_bytes_per_block(1, 2)
-    limit_ms = (weight_bytes(model.config, plan.quantization) + kv_bytes) / plan.bandwidth * 1e3
+    num_bytes = weight_bytes(model.config, plan.quantization) + kv_bytes(model.config, plan.kv_format, batch * context)
+    limit_ms = num_bytes / plan.bandwidth * 1e3
     engine = make_engine(model, EngineSettings(max_sequences=batch, max_step_tokens=2048, prefill_chunk=512))
     decode_step_times(engine, batch, prompt, plan.new)
     times_ms = sorted(second * 1e3 for second in decode_step_times(engine, batch, prompt, plan.new))
@@ -98,6 +111,7 @@ def measure(model: HopperModel | LlamaModel, plan: Plan, case: Case) -> Row:
     return {
         "shape": plan.shape,
         "quantization": plan.quantization.value,
+        "kv": plan.kv_format.value,
         "kernels": model.kernels,
         "context": context,
         "batch": batch,
@@ -115,8 +129,8 @@ def measure(model: HopperModel | LlamaModel, plan: Plan, case: Case) -> Row:
 def bench(plan: Plan, report: Report) -> None:
     """Make the model and measure all of it that fits."""
     config = config_of(plan.shape)
-    name = f"{plan.shape} {plan.quantization.value}"
-    room = free_blocks(config, plan.quantization, plan.device)
+    name = f"{plan.shape} {plan.quantization.value}, {plan.kv_format.value} KV cache"
+    room = free_blocks(config, plan.quantization, plan.device, plan.kv_format)
     fitting = [case for case in plan.cases if num_blocks(*case, plan.new) <= room]
     for prompt, batch in (case for case in plan.cases if case not in fitting):
         report.note(f"{name}: prompt {prompt}, batch {batch} does not fit beside the weights")
@@ -126,7 +140,7 @@ def bench(plan: Plan, report: Report) -> None:
         torch.cuda.reset_peak_memory_stats(plan.device)
     blocks = max(num_blocks(*case, plan.new) for case in fitting)
     begun = time.perf_counter()
-    model = make_model(config, plan.quantization, blocks, plan.device, plan.kernels)
+    model = make_model(config, plan.quantization, blocks, plan.device, plan.kernels, kv_format=plan.kv_format)
     synchronize(plan.device)
     ready_s = time.perf_counter() - begun
     rows = []
@@ -135,7 +149,9 @@ def bench(plan: Plan, report: Report) -> None:
         report.row("decode", rows[-1])
     for row in context_rows(rows):
         report.row("contexts", row)
-    report.row("memory", {"model": name, "made_in_s": ready_s, **memory_gib(config, blocks, plan.device)})
+    peak = torch.cuda.max_memory_allocated(plan.device) / 2**30 if plan.device.type == "cuda" else None
+    kv_gib = kv_bytes(config, plan.kv_format, BLOCK_SIZE) * blocks / 2**30
+    report.row("memory", {"model": name, "made_in_s": ready_s, "peak_gib": peak, "kv_cache_gib": kv_gib})
 
 
 def context_rows(rows: Sequence[Row]) -> list[Row]:
@@ -146,16 +162,10 @@ def context_rows(rows: Sequence[Row]) -> list[Row]:
         if same[0]["context"] == same[-1]["context"]:
             continue
         short, long = (float(str(row["model_share"])) for row in (same[0], same[-1]))
-        shown = {name: same[0][name] for name in ("shape", "quantization", "batch")}
+        shown = {name: same[0][name] for name in ("shape", "quantization", "kv", "batch")}
         contexts = f"{same[-1]['context']} against {same[0]['context']}"
         found.append({**shown, "contexts": contexts, "long_share": long, "short_share": short, "kept": long / short})
     return found
-
-
-def memory_gib(config: LlamaConfig, blocks: int, device: torch.device) -> dict[str, float | None]:
-    """At the most, and of it the KV cache."""
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    return {"peak_gib": peak, "kv_cache_gib": config.kv_bytes_per_block(BLOCK_SIZE, 2) * blocks / 2**30}
 
 
 def num_blocks(prompt: int, batch: int, new: int) -> int:
@@ -176,6 +186,7 @@ def main() -> None:
     add = parser.add_argument
     add("--shapes", nargs="+", choices=sorted(SHAPES), default=["7b"])
     add("--quantization", nargs="+", choices=["int8", "nf4"], default=["int8", "nf4"])
+    add("--kv-format", nargs="+", choices=[each.value for each in KVFormat], default=["float"])
     add("--batches", nargs="+", type=int, default=list(BATCHES))
     add("--prompts", nargs="+", type=int, default=[128, 1984], help="tokens")
     add("--new", type=int, default=128, help="tokens of an answer")
@@ -189,12 +200,12 @@ def main() -> None:
     bandwidth = copy_bandwidth(device)
     report = Report(options.out, device=device_name(device), torch=torch.__version__, copy_tb_per_s=bandwidth / 1e12)
     cases = cases_of(options.prompts, options.batches)
-    for shape in options.shapes:
-        for name in options.quantization:
-            try:
-                bench(Plan(shape, Quantization(name), options.kernels, options.new, cases, device, bandwidth), report)
-            except torch.OutOfMemoryError as error:  # the next model may fit
-                report.note(f"{shape} {name}: {error}")
+    for shape, name, kv_name in product(options.shapes, options.quantization, options.kv_format):
+        settings = (shape, Quantization(name), options.kernels, options.new, cases, device, bandwidth)
+        try:
+            bench(Plan(*settings, KVFormat(kv_name)), report)
+        except torch.OutOfMemoryError as error:  # the next model may fit
+            report.note(f"{shape} {name} {kv_name}: {error}")
 
 
 if __name__ == "__main__":

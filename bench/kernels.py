@@ -2,11 +2,13 @@
 
     python -m bench.kernels --out bench/kernels.json
     python -m bench.kernels --tables product attention --batches 1 8 64 --out few.json
+    python -m bench.kernels --tables attention step --kv-format float int8 --out kv.json
 
 Every time is a median over replays of a CUDA graph whose calls walk through more weights than the L2 holds. The limit
-is bytes (weights as stored, activations not counted) over the copy bandwidth measured in the same run. Beside the
-engine's Hopper kernels stand those of other GPUs, in Triton, cuBLAS in fp16, and bitsandbytes where it is installed.
-`rounded_us` is the product of activations in int8, `rounding_us` what makes them so; above 128 rows, int8 weights only.
+is bytes (weights and KV cache as stored, activations not counted) over the copy bandwidth measured in the same run.
+Beside the engine's Hopper kernels stand those of other GPUs, in Triton, cuBLAS in fp16, and bitsandbytes where it is
+installed. `rounded_us` is the product of activations in int8, `rounding_us` what makes them so; above 128 rows, int8
+weights only.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -23,13 +26,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.device import copy_bandwidth
-from bench.models import random_weight
+from bench.models import kv_bytes, random_weight
 from bench.report import Report
-from worker.engine.kernels.attention import SPLIT, DecodeAttention
+from worker.engine.config import KVFormat, LlamaConfig, Quantization
+from worker.engine.kernels.attention import BLOCK_SIZE, SPLIT, DecodeAttention
 from worker.engine.kernels.choose import TokenChooser
 from worker.engine.kernels.gemm import WIDE_ROWS, GemmWorkspace, PackedWeight, QuantizedGemm, pack
 from worker.engine.kernels.round_rows import RoundedRows, round_rows
-from worker.engine.kernels.rowwise import add_rms_norm
+from worker.engine.kernels.rowwise import Scales, add_rms_norm
 from worker.engine.kernels.triton_attention import decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
 from worker.engine.linear import Nf4Linear
@@ -41,6 +45,7 @@ STEPS = ((192, 1), (192, 8), (192, 32), (192, 64), (192, 128), (2048, 1), (2048,
 NUM_LAYERS, HEADS, VOCAB = 32, 32, 32000
 ROTATED_BYTES = 400e6
 CUDA = torch.device("cuda", 0)
+LAYER = LlamaConfig(4096, 11008, 1, HEADS, HEADS, 128, VOCAB, 4096, 1e-5, 1e4, False, "float16", Quantization.NONE)
 
 Row = dict[str, object]
 
@@ -149,7 +154,7 @@ def time_triton(bits: int, shape: tuple[int, int], rows: int) -> float | None:
     return time_calls([partial(product, x) for product in products] * max(1, 24 // count)).us
 
 
-def product_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
+def product_rows(bandwidth: float, batches: Sequence[int], _: Sequence[KVFormat]) -> Iterator[Row]:
     """One row per format, layer and batch."""
     for bits in (8, 4):
         for name, shape in LAYERS.items():
@@ -165,15 +170,32 @@ def product_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
                 yield row | {"bnb_us": time_bitsandbytes(bits, shape, batch)}
 
 
-def attention_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Keys and values of one layer."""
+
+    keys: Tensor
+    values: Tensor
+    scales: Scales | None
+
+
+def random_cache(kv_format: KVFormat, num_blocks: int) -> Cache:
+    """Full of numbers of about 1."""
+    shape = (num_blocks, BLOCK_SIZE, HEADS, 128)
+    if kv_format is KVFormat.FLOAT:
+        keys, values = (torch.randn(shape, device=CUDA, dtype=torch.float16) for _ in range(2))
+        return Cache(keys, values, None)
+    keys, values = (torch.randint(-127, 128, shape, device=CUDA, dtype=torch.int8) for _ in range(2))
+    of_keys, of_values = ((torch.rand(num_blocks, HEADS, BLOCK_SIZE, device=CUDA) + 0.5) / 64 for _ in range(2))
+    return Cache(keys, values, (of_keys, of_values))
+
+
+def attention_rows(bandwidth: float, batches: Sequence[int], kv_formats: Sequence[KVFormat]) -> Iterator[Row]:
     """Decode attention of one layer, rotary embedding and the new position's write included in ours alone."""
-    for context, batch in (step for step in STEPS if step[1] in batches):
-        blocks = -(-context // 64)
-        count = max(2, round(ROTATED_BYTES / (batch * context * HEADS * 128 * 4)))
-        shape = (batch * blocks, 64, HEADS, 128)
-        caches = [
-            (torch.randn(shape, device=CUDA).half(), torch.randn(shape, device=CUDA).half()) for _ in range(count)
-        ]
+    for kv_format, (context, batch) in product(kv_formats, [step for step in STEPS if step[1] in batches]):
+        blocks = -(-context // BLOCK_SIZE)
+        num_bytes = kv_bytes(LAYER, kv_format, batch * context)
+        caches = [random_cache(kv_format, batch * blocks) for _ in range(max(2, round(ROTATED_BYTES / num_bytes)))]
         angles = torch.outer(torch.arange(4096).float(), 10000.0 ** (-torch.arange(64) / 64)).to(CUDA)
         ours = DecodeAttention(HEADS, HEADS, batch, context, angles.cos(), angles.sin())
         qkv = torch.randn(batch, 3 * HEADS * 128, device=CUDA).half()
@@ -183,15 +205,18 @@ def attention_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
         mixed = torch.empty(batch, HEADS * 128, device=CUDA, dtype=torch.float16)
         at, blocks_of = positions.int(), tables.int()
         ours_calls = [
-            partial(ours, qkv, keys, values, at, blocks_of, mixed, max_context=context) for keys, values in caches
+            partial(ours, qkv, cache.keys, cache.values, at, blocks_of, mixed, max_context=context, scales=cache.scales)
+            for cache in caches
         ]
         triton_calls = [
-            partial(decode_attention, query, keys, values, None, None, positions, tables, context)
-            for keys, values in caches
+            partial(decode_attention, query, cache.keys, cache.values, of_keys, of_values, positions, tables, context)
+            for cache in caches
+            for of_keys, of_values in [cache.scales or (None, None)]
         ]
         ours_us, triton_us = time_calls(ours_calls * 4).us, time_calls(triton_calls * 4).us
-        limit = batch * context * HEADS * 128 * 4 / bandwidth * 1e6
-        row: Row = {"context": context, "batch": batch, "limit_us": limit, "us": ours_us, "triton_us": triton_us}
+        limit = num_bytes / bandwidth * 1e6
+        row: Row = {"kv": kv_format.value, "context": context, "batch": batch}
+        row |= {"limit_us": limit, "us": ours_us, "triton_us": triton_us}
         yield row | {"share": limit / ours_us, "triton_share": limit / triton_us}
 
 
@@ -207,13 +232,14 @@ class Step:
         angles = torch.outer(torch.arange(4096).float(), 10000.0 ** (-torch.arange(64) / 64)).to(CUDA)
         self.cos, self.sin = angles.cos(), angles.sin()
 
-    def prepare(self, batch: int, context: int, split: int = SPLIT) -> None:
+    def prepare(self, batch: int, context: int, kv_format: KVFormat, split: int = SPLIT) -> None:
         """Buffers of one batch size, every sequence at the same context."""
-        blocks = -(-context // 64)
+        blocks = -(-context // BLOCK_SIZE)
         self.attention = DecodeAttention(HEADS, HEADS, batch, context, self.cos, self.sin, split)
         self.context = context
-        shape = (NUM_LAYERS, 2, batch * blocks, 64, HEADS, 128)
-        self.kv = torch.randn(shape[2:], device=CUDA, dtype=torch.float16).expand(shape).contiguous()
+        self.kv_format = kv_format
+        self.kv: list[Cache] = []  # else the one before is there while the next is made
+        self.kv = [random_cache(kv_format, batch * blocks) for _ in range(NUM_LAYERS)]
         self.tables = torch.randperm(batch * blocks, device=CUDA).int().view(batch, blocks)
         self.positions = torch.full((batch,), context - 1, dtype=torch.int32, device=CUDA)
         self.residual = torch.randn(batch, 4096, device=CUDA)
@@ -231,15 +257,15 @@ class Step:
             if "gemm" in parts:
                 layer["qkv"](b["x"], b["qkv"], overlap=overlap)
             if "attention" in parts:
-                keys, values = self.kv[index]
                 self.attention(
                     b["qkv"],
-                    keys,
-                    values,
+                    self.kv[index].keys,
+                    self.kv[index].values,
                     self.positions,
                     self.tables,
                     b["mixed"],
                     max_context=self.context,
+                    scales=self.kv[index].scales,
                     overlap=overlap,
                 )
             if "gemm" in parts:
@@ -256,7 +282,7 @@ class Step:
     def bytes_read(self, batch: int) -> float:
         """Weights, head and KV cache, each once."""
         weights = sum(gemm.weight.units.nbytes for layer in self.layers for gemm in layer.values())
-        return weights + self.head.nbytes + batch * self.context * NUM_LAYERS * 2 * 4096 * 2
+        return weights + self.head.nbytes + NUM_LAYERS * kv_bytes(LAYER, self.kv_format, batch * self.context)
 
 
 _workspaces: list[GemmWorkspace] = []
@@ -278,14 +304,14 @@ def make_layers(bits: int) -> list[dict[str, PackedWeight]]:
     return [{name: weights[index] for name, weights in spread.items()} for index in range(NUM_LAYERS)]
 
 
-def step_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
-    """One row per format, context and batch: a whole step, and its parts alone."""
+def step_rows(bandwidth: float, batches: Sequence[int], kv_formats: Sequence[KVFormat]) -> Iterator[Row]:
+    """One row per formats, context and batch: a whole step, and its parts alone."""
     whole = frozenset({"norm", "gemm", "attention", "head"})
     for bits in (8, 4):
         step = Step(bits)
-        for context, batch in (each for each in STEPS if each[1] in batches):
-            step.prepare(batch, context)
-            row: Row = {"bits": bits, "batch": batch, "context": context}
+        for kv_format, (context, batch) in product(kv_formats, [each for each in STEPS if each[1] in batches]):
+            step.prepare(batch, context, kv_format)
+            row: Row = {"bits": bits, "kv": kv_format.value, "batch": batch, "context": context}
             chained = time_calls([partial(step.run, whole, overlap=True)])
             row["ms"], row["spread"] = chained.us / 1e3, chained.spread
             row["ms_without_overlap"] = time_calls([partial(step.run, whole, overlap=False)]).us / 1e3
@@ -299,7 +325,7 @@ def step_rows(bandwidth: float, batches: Sequence[int]) -> Iterator[Row]:
         torch.cuda.empty_cache()
 
 
-TABLES: dict[str, Callable[[float, Sequence[int]], Iterator[Row]]] = {
+TABLES: dict[str, Callable[[float, Sequence[int], Sequence[KVFormat]], Iterator[Row]]] = {
     "step": step_rows,
     "product": product_rows,
     "attention": attention_rows,
@@ -311,6 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--kv-format", nargs="+", choices=[each.value for each in KVFormat], default=["float"])
     parser.add_argument("--out", type=Path, required=True, help="JSON; the tables go beside it, as Markdown")
     options = parser.parse_args()
     bandwidth = copy_bandwidth(CUDA)
@@ -318,7 +345,7 @@ def main() -> None:
     report = Report(options.out, device=name, torch=torch.__version__, copy_tb_per_s=bandwidth / 1e12)
     with torch.inference_mode():
         for table in options.tables:
-            for row in TABLES[table](bandwidth, options.batches):
+            for row in TABLES[table](bandwidth, options.batches, list(map(KVFormat, options.kv_format))):
                 report.row(table, row)
 
 

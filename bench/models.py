@@ -15,6 +15,7 @@ from worker.engine.engine import Engine, EngineSettings
 from worker.engine.hopper_model import HopperModel
 from worker.engine.hopper_weights import hopper_takes
 from worker.engine.kernels.attention import BLOCK_SIZE
+from worker.engine.kv_tensors import kv_class
 from worker.engine.loader import build_model, load_hopper_model, load_weights
 from worker.engine.model import LlamaModel
 from worker.engine.operators import PLAIN, choose_operators
@@ -89,6 +90,7 @@ def make_model(
     kernels: str = "",
     fixed_rows: int = 0,
     prefill_activations: ActivationFormat = ActivationFormat.FLOAT,
+    kv_format: KVFormat = KVFormat.FLOAT,
 ) -> HopperModel | LlamaModel:
     """As a worker would load it.
 
@@ -108,16 +110,25 @@ def make_model(
             progress=lambda _: None,
             fixed_rows=fixed_rows,
             prefill_activations=prefill_activations,
+            kv_format=kv_format,
         )
     if prefill_activations is not ActivationFormat.FLOAT:
         raise ValueError(f"no {prefill_activations.value} activations on {device}")
     operators = PLAIN
     if kernels != "torch":
-        operators = choose_operators(config, quantization, KVFormat.FLOAT, device, BLOCK_SIZE)
+        operators = choose_operators(config, quantization, kv_format, device, BLOCK_SIZE)
     if kernels not in ("", operators.name):
         raise ValueError(f"no {kernels} kernels on {device}")
     weights = load_weights(source, config, CPU_RESIDENT_BYTES, lambda _: None, operators)
-    return build_model(config, weights, kv_blocks=kv_blocks, kv_bytes=None, block_size=BLOCK_SIZE, operators=operators)
+    return build_model(
+        config,
+        weights,
+        kv_blocks=kv_blocks,
+        kv_bytes=None,
+        block_size=BLOCK_SIZE,
+        operators=operators,
+        kv_format=kv_format,
+    )
 
 
 def make_engine(model: HopperModel | LlamaModel, settings: EngineSettings) -> Engine:
@@ -146,14 +157,21 @@ def weight_bytes(config: LlamaConfig, quantization: Quantization) -> int:
     return config.num_layers * stored + norms + 2 * config.vocab_size * hidden
 
 
-def free_blocks(config: LlamaConfig, quantization: Quantization, device: torch.device) -> int:
+def kv_bytes(config: LlamaConfig, kv_format: KVFormat, num_positions: int) -> int:
+    """Bytes of their keys and values on a GPU, scales included."""
+    return kv_class(kv_format).bytes_per_block(config, num_positions, torch.float16)
+
+
+def free_blocks(
+    config: LlamaConfig, quantization: Quantization, device: torch.device, kv_format: KVFormat = KVFormat.FLOAT
+) -> int:
     """Blocks of KV cache that fit beside the weights."""
     if device.type != "cuda":
         return CPU_BLOCKS
     forget_models()
     embedding = 2 * config.vocab_size * config.hidden_size
     left = torch.cuda.mem_get_info(device)[0] - weight_bytes(config, quantization) - embedding - SPARE_BYTES
-    return max(0, left // config.kv_bytes_per_block(BLOCK_SIZE, 2))
+    return max(0, left // kv_bytes(config, kv_format, BLOCK_SIZE))
 
 
 def forget_models() -> None:

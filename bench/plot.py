@@ -83,7 +83,8 @@ def main() -> None:
     found = json.loads(arguments.results.read_text())
     run = found[0] if isinstance(found, list) else found
     context = min(row["context"] for row in run["decode"])
-    rows = [row for row in run["decode"] if row["shape"] == "7b" and row["context"] == context]
+    shown = [row for row in run["decode"] if row["shape"] == "7b" and row["context"] == context]
+    rows = [row for row in shown if row.get("kv", "float") == "float"]
     title = f"Llama 2 7B's shape on one {run['device']}: decode tokens/s, context {context}"
     arguments.picture.write_text(draw(rows, title))
 

@@ -30,7 +30,7 @@ from bench.engine import num_blocks
 from bench.make_model import SHAPES, VOCABULARY
 from bench.models import GREEDY, config_of, forget_models, free_blocks, log_to_stderr, make_engine, make_model
 from bench.report import Report, Row
-from worker.engine.config import Quantization
+from worker.engine.config import KVFormat, Quantization
 from worker.engine.engine import Engine, EngineSettings
 from worker.engine.sequence import FinishEvent, GenerationRequest, SamplingParams, StoppingParams, TokenEvent
 
@@ -173,10 +173,13 @@ def ask(options: argparse.Namespace, quantization: Quantization, device: torch.d
         if "agreement" not in options.parts and mode != "fast":
             continue
         forget_models()
-        blocks = min(num_blocks(900, SLOTS, MIXED_NEW), free_blocks(config, quantization, device))
-        model = make_model(config, quantization, blocks, device, fixed_rows=SLOTS if is_deterministic else 0)
+        kv_format = KVFormat(options.kv_format)
+        blocks = min(num_blocks(900, SLOTS, MIXED_NEW), free_blocks(config, quantization, device, kv_format))
+        fixed_rows = SLOTS if is_deterministic else 0
+        model = make_model(config, quantization, blocks, device, fixed_rows=fixed_rows, kv_format=kv_format)
         settings = EngineSettings(SLOTS, max_step_tokens=2048, prefill_chunk=512, is_deterministic=is_deterministic)
-        engine, name = make_engine(model, settings), {"quantization": quantization.value, "mode": mode}
+        engine = make_engine(model, settings)
+        name = {"quantization": quantization.value, "kv": kv_format.value, "mode": mode}
         if "churn" in options.parts and mode == "fast":
             for row in churn(engine, options.requests, device):
                 report.row("churn", {**name, **row})
@@ -192,6 +195,7 @@ def main() -> None:
     add = parser.add_argument
     add("--shape", choices=sorted(SHAPES), default="7b")
     add("--quantization", nargs="+", choices=["int8", "nf4"], default=["int8", "nf4"])
+    add("--kv-format", choices=[each.value for each in KVFormat], default="float")
     add("--parts", nargs="+", choices=["agreement", "churn"], default=["agreement", "churn"])
     add("--requests", type=int, default=10_000, help="of the churn")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from worker.engine.kernels import rowwise
+from worker.engine.kernels.attention import Variant
 from worker.engine.kernels.build import KernelBuildError, compile_source, source_text
 from worker.engine.kernels.gemm import INT8_TUNING, NF4_TUNING, TILE_SIZES, source_of, wide_source_of
 
@@ -21,13 +23,17 @@ def test_a_product_compiles_and_fits(bits: int, tile: int, is_gate_up: bool) -> 
     assert compile_source(source_text("gemm.cu", defines, prelude), "sm_90a", "gemm.cu").startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize("is_fused", [0, 1])
+@pytest.mark.parametrize("has_codes", [False, True])
+@pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("buffers", [2, 4])
 @pytest.mark.parametrize("group", [1, 8])
-def test_attention_compiles(group: int, buffers: int, is_fused: int) -> None:
-    """For each number of query heads per key-value head among Llama 2's sizes."""
-    defines = {"GROUP": group, "SPLIT": 256, "BUFFERS": buffers, "FUSED": is_fused}
-    assert compile_source(source_text("attention.cu", defines, ""), "sm_90a", "attention.cu").startswith(b"\x7fELF")
+def test_attention_compiles_and_fits(group: int, buffers: int, is_fused: bool, has_codes: bool) -> None:
+    """For each number of query heads per key-value head among Llama 2's sizes, and each format of the KV cache."""
+    defines, prelude, shared_bytes = Variant(group, 256, buffers, is_fused, has_codes).source()
+    num_blocks = {2: 5, 4: 3}[buffers] if has_codes else 1  # MIN_BLOCKS of kv_int8.cuh
+    assert shared_bytes <= MAX_SHARED_BYTES // num_blocks
+    text = source_text("attention.cu", defines, prelude)
+    assert compile_source(text, "sm_90a", "attention.cu").startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize("is_gate_up", [False, True])
@@ -61,7 +67,7 @@ def test_rounding_activations_compiles(columns: int) -> None:
 @pytest.mark.parametrize("hidden", [4096, 5120, 8192])
 def test_the_small_kernels_compile(hidden: int) -> None:
     """For each hidden size of Llama 2."""
-    text = source_text("rowwise.cu", {"HIDDEN": hidden}, "")
+    text = source_text("rowwise.cu", *rowwise.source_of(hidden))
     assert compile_source(text, "sm_90a", "rowwise.cu").startswith(b"\x7fELF")
 
 

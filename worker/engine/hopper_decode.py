@@ -19,7 +19,7 @@ from worker.engine.hopper_graphs import StagedNumbers, recording
 from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import BLOCK_SIZE, SPLIT, DecodeAttention
 from worker.engine.kernels.rowwise import add_rms_norm, embed
-from worker.engine.kv_tensors import KVTensors
+from worker.engine.kv_tensors import KVCache
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 MAX_BATCH = BATCH_SIZES[-1]
@@ -54,7 +54,7 @@ class DecodeGraphs:
         self,
         config: LlamaConfig,
         weights: HopperWeights,
-        kv: KVTensors,
+        kv: KVCache,
         cos: Tensor,
         sin: Tensor,
         chosen: Tensor,
@@ -121,8 +121,17 @@ class DecodeGraphs:
             addend = None if index == 0 else delta
             add_rms_norm(residual, addend, layer.attention_norm, self._eps, x, overlap=True)
             layer.qkv(x, qkv, overlap=True)
-            keys, values = self._kv.keys[index], self._kv.values[index]
-            self._attention(qkv, keys, values, positions, tables, mixed, max_context=context, overlap=True)
+            self._attention(
+                qkv,
+                self._kv.keys[index],
+                self._kv.values[index],
+                positions,
+                tables,
+                mixed,
+                max_context=context,
+                scales=self._kv.scales(index),
+                overlap=True,
+            )
             layer.attention_out(mixed, delta, overlap=True)
             add_rms_norm(residual, delta, layer.mlp_norm, self._eps, x, overlap=True)
             layer.gate_up(x, inner, overlap=True)

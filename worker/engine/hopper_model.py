@@ -15,7 +15,7 @@ from worker.engine.hopper_prefill import Prefill
 from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import BLOCK_SIZE
 from worker.engine.kernels.choose import MAX_VOCABULARY, Choices, TokenChooser, takes
-from worker.engine.kv_tensors import KVTensors
+from worker.engine.kv_tensors import KVCache
 from worker.engine.model import rotary_tables
 from worker.engine.sampler import SamplingRow
 
@@ -23,7 +23,7 @@ MAX_ROWS = 1024  # tokens chosen in one step
 
 
 class HopperModel:
-    """A quantized Llama with its KV cache, in float16 on one GPU. The engine's `ForwardModel`.
+    """A quantized Llama in float16, with a KV cache in float16 or int8, on one GPU. The engine's `ForwardModel`.
 
     Args:
         fixed_rows: a decode step always runs as one of so many rows, at most 128, and slices of several tokens run one
@@ -38,7 +38,7 @@ class HopperModel:
         self,
         config: LlamaConfig,
         weights: HopperWeights,
-        kv: KVTensors,
+        kv: KVCache,
         progress: Callable[[float], None] = lambda _: None,
         fixed_rows: int = 0,
         prefill_activations: ActivationFormat = ActivationFormat.FLOAT,

@@ -33,8 +33,8 @@ from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import HEAD_DIM
 from worker.engine.kernels.gemm import WIDE_ROWS, QuantizedGemm
 from worker.engine.kernels.round_rows import RoundedRows, round_rows
-from worker.engine.kernels.rowwise import add_rms_norm, rotate_and_write
-from worker.engine.kv_tensors import KVTensors
+from worker.engine.kernels.rowwise import add_rms_norm, gather_codes, rotate_and_write
+from worker.engine.kv_tensors import KVCache
 
 Multiply = Callable[[QuantizedGemm, Tensor], Tensor]
 
@@ -51,7 +51,7 @@ class Prefill:
         self,
         config: LlamaConfig,
         weights: HopperWeights,
-        kv: KVTensors,
+        kv: KVCache,
         cos: Tensor,
         sin: Tensor,
         activations: ActivationFormat = ActivationFormat.FLOAT,
@@ -116,10 +116,14 @@ class Prefill:
 
     def _attend(self, index: int, qkv: Tensor, plan: PrefillPlan) -> Tensor:
         """[T, H * D]: causal attention, each slice over its own sequence; writes keys and values."""
-        keys, values = self._kv.keys[index], self._kv.values[index]
+        keys, values, scales = self._kv.keys[index], self._kv.values[index], self._kv.scales(index)
         queries = qkv.new_empty(qkv.shape[0], self._num_heads * HEAD_DIM)
-        rotate_and_write(qkv, queries, keys, values, plan.positions, plan.slots, self._cos, self._sin, overlap=True)
-        gathered = (cache.flatten(0, 1).index_select(0, plan.key_slots) for cache in (keys, values))
+        where = (plan.positions, plan.slots, self._cos, self._sin)
+        rotate_and_write(qkv, queries, keys, values, *where, scales=scales, overlap=True)
+        if scales is None:
+            gathered = tuple(cache.flatten(0, 1).index_select(0, plan.key_slots) for cache in (keys, values))
+        else:
+            gathered = gather_codes(keys, values, scales, plan.key_slots, overlap=True)
         # Queries are the last of their sequence's positions: this operator aligns its causal mask at the end.
         mixed: Tensor = torch.ops.aten._flash_attention_forward(
             queries.view(qkv.shape[0], -1, HEAD_DIM),

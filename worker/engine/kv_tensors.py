@@ -28,7 +28,7 @@ def make_kv(
     """
     on_cpu = device.type == "cpu"
     dtype = torch.float32 if on_cpu else torch.float16
-    kind = Int8KVTensors if kv_format is KVFormat.INT8 else KVTensors
+    kind = kv_class(kv_format)
     if kv_blocks is None:
         if kv_bytes is None:
             kv_bytes = CPU_KV_BYTES if on_cpu else free_gpu_bytes(device, GPU_KV_FRACTION)
@@ -37,6 +37,11 @@ def make_kv(
             raise ValueError(f"{kv_bytes} bytes of KV cache hold no block; one takes {bytes_per_block}")
         kv_blocks = kv_bytes // bytes_per_block
     return kind(config, num_blocks=kv_blocks, block_size=block_size, dtype=dtype, device=device)
+
+
+def kv_class(kv_format: KVFormat) -> type[KVTensors] | type[Int8KVTensors]:
+    """What holds a cache of that format."""
+    return Int8KVTensors if kv_format is KVFormat.INT8 else KVTensors
 
 
 def free_gpu_bytes(device: torch.device, fraction: float) -> int:
@@ -87,7 +92,7 @@ class KVTensors:
         """Copies of the keys and the values of blocks, each [*blocks, block_size, kv heads, D] in `dtype`."""
         return _blocks_of(self.keys[layer], blocks), _blocks_of(self.values[layer], blocks)
 
-    def scales(self, _: int) -> None:
+    def scales(self, _: int) -> tuple[Tensor, Tensor] | None:
         """None: the numbers are what they are."""
         return None
 
@@ -96,9 +101,10 @@ class Int8KVTensors:
     """The same in 8 bits: number = code * scale, with a scale for each position and head.
 
     `keys` and `values` are [num_blocks, block_size, kv heads, D] int8, `key_scales` and `value_scales`
-    [num_blocks, kv heads, block_size] float32: those of one head lie together, as a kernel reads them. A scale is the largest number of its position and head over 127, so no
-    number is off by more than 1/254 of that one, and what is not finite stays so. A position is rounded once, by
-    itself: prefill, decode, chunking and batch make no difference to its codes.
+    [num_blocks, kv heads, block_size] float32: those of one head lie together, as a kernel reads them. A scale is the
+    largest number of its position and head over 127, so no number is off by more than 1/254 of that one, and what is
+    not finite stays so. A position is rounded once, by itself: prefill, decode, chunking and batch make no difference
+    to its codes.
 
     Args:
         dtype: of what `read` returns.
@@ -141,8 +147,8 @@ class Int8KVTensors:
     def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """As KVTensors.read."""
         keys, values = (
-            _blocks_of(cache[layer], blocks).float().mul_(_blocks_of(scales[layer], blocks).mT[..., None]).to(self.dtype)
-            for cache, scales in ((self.keys, self.key_scales), (self.values, self.value_scales))
+            _blocks_of(cache[layer], blocks).float().mul_(_blocks_of(of, blocks).mT[..., None]).to(self.dtype)
+            for cache, of in zip((self.keys, self.values), self.scales(layer), strict=True)
         )
         return keys, values
 

@@ -32,7 +32,7 @@ from worker.engine.hopper_weights import HopperLayer, HopperWeights, UnpackableW
 from worker.engine.kernels.attention import BLOCK_SIZE as HOPPER_BLOCK_SIZE
 from worker.engine.kernels.build import KernelBuildError
 from worker.engine.kernels.gemm import GemmWorkspace
-from worker.engine.kv_tensors import KVTensors, make_kv
+from worker.engine.kv_tensors import make_kv
 from worker.engine.linear import ResidentBudget
 from worker.engine.model import LlamaLayer, LlamaModel, LlamaWeights
 from worker.engine.operators import PLAIN, Operators, choose_operators
@@ -81,12 +81,12 @@ def load_model(
         resident_bytes: bound on float32 copies of weights; CPU only.
         progress: called with the fraction loaded, 0 to 1, rising; on the caller's thread.
         fixed_rows: see HopperModel; a LlamaModel on the CPU computes every row alike anyway.
-        kv_format: what keys and values are held in; a HopperModel's only as floats.
+        kv_format: what keys and values are held in.
         prefill_activations: see HopperModel.
 
     Raises UnsupportedModel for a model that the engine does not run or bytes that are already quantized otherwise,
-    UnsupportedSetting for a KV format that the device's kernels do not read or activations that they do not multiply,
-    BrokenCheckpoint for missing or misshapen tensors, ValueError if the KV cache does not fit its budget.
+    UnsupportedSetting for activations that the device's kernels do not multiply, BrokenCheckpoint for missing or
+    misshapen tensors, ValueError if the KV cache does not fit its budget.
     """
     config = LlamaConfig.from_folder(folder)
     with Checkpoint(folder) as checkpoint:
@@ -108,6 +108,7 @@ def load_model(
                     progress=progress,
                     fixed_rows=fixed_rows,
                     prefill_activations=prefill_activations,
+                    kv_format=kv_format,
                 )
             except (UnpackableWeight, KernelBuildError) as error:
                 if is_rounded:
@@ -138,6 +139,7 @@ def load_hopper_model(
     progress: Callable[[float], None],
     fixed_rows: int = 0,
     prefill_activations: ActivationFormat = ActivationFormat.FLOAT,
+    kv_format: KVFormat = KVFormat.FLOAT,
 ) -> HopperModel:
     """Pack every weight from `source`, which is on a Hopper GPU, and put a KV cache beside them.
 
@@ -152,8 +154,7 @@ def load_hopper_model(
 
     weights = load_hopper_weights(source, config, note_weights)
     device = weights.embedding.device
-    kv = make_kv(config, KVFormat.FLOAT, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=HOPPER_BLOCK_SIZE)
-    assert isinstance(kv, KVTensors)
+    kv = make_kv(config, kv_format, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=HOPPER_BLOCK_SIZE)
     model = HopperModel(config, weights, kv, note_graphs, fixed_rows, prefill_activations)
     progress(1.0)
     return model

@@ -12,7 +12,7 @@ from worker.engine.batch import SequenceSlice
 from worker.engine.config import KVFormat, LlamaConfig, Quantization
 from worker.engine.kernels.triton_attention import SPLIT, decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TILE_SIZES, TritonProduct, block_inputs, takes
-from worker.engine.kv_tensors import Int8KVTensors, KVCache, KVTensors
+from worker.engine.kv_tensors import KVCache, kv_class
 from worker.engine.linear import Int8Linear, Linear, Nf4Linear, ResidentBudget, make_linear
 from worker.engine.weights import DenseWeight, Int8Weight, LinearWeight, Nf4Weight
 
@@ -110,8 +110,7 @@ def _check_attention(config: LlamaConfig, kv_format: KVFormat, block_size: int, 
     """Two sequences, one of a single position and one of two pieces."""
     device, lengths = generator.device, (1, SPLIT + 20)
     num_blocks = 1 + -(-lengths[1] // block_size)
-    kind = Int8KVTensors if kv_format is KVFormat.INT8 else KVTensors
-    one_layer = replace(config, num_layers=1)
+    kind, one_layer = kv_class(kv_format), replace(config, num_layers=1)
     kv = kind(one_layer, num_blocks=num_blocks, block_size=block_size, dtype=torch.float16, device=device)
     slots = torch.arange(num_blocks * block_size, device=device)
     held = (2, len(slots), config.num_kv_heads, config.head_dim)

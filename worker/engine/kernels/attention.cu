@@ -5,62 +5,23 @@
 // own 16 of every 64 positions, so warps meet only to add up. The last block of a head to finish adds the splits in
 // their order. Splits are fixed positions: what a row gets does not depend on the batch.
 //
-// Compiled once per GROUP (1 to 8), SPLIT (a multiple of 64), BUFFERS, FUSED. FUSED: qkv is the projection's output, the new key is
-// rotated, and key and value are written to the cache here; else queries are rotated and the cache is complete.
+// Compiled once per GROUP (1 to 8), SPLIT (a multiple of 64), BUFFERS, FUSED, and kind of cache: paged.cuh and kv_half.cuh or
+// kv_int8.cuh go before this file. FUSED: qkv is the projection's output, the new key is rotated, and key and value are
+// written to the cache here; else queries are rotated and the cache is complete.
 // FUSED reads positions, block tables and older keys and values before it waits for the kernel right before it.
 
-constexpr int D = 128, TILE = 64, TILES = SPLIT / TILE, WARPS = 4, STEPS = D / 16;
-constexpr int TILE_BYTES = TILE * D * 2;
+constexpr int TILES = SPLIT / TILE, CHUNK = 16 / (int)sizeof(Number), CHUNKS = D / CHUNK;  // 16-byte pieces of a row
+constexpr int TILE_BYTES = TILE * D * (int)sizeof(Number);
+constexpr int BUFFER_BYTES = 2 * (TILE_BYTES + SCALE_BYTES);  // keys, values, the scales of both
 // BUFFERS: tiles of keys and values in shared memory; the arithmetic is the same for any number.
 
-DEVICE void copy16(u32 to, const void* from, bool exists) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
-}
-DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int LEFT> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
-DEVICE void load_matrices(u32 (&r)[4], u32 a) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
-}
-DEVICE void load_matrices_transposed(u32 (&r)[4], u32 a) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
-}
-DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {  // 16 x 16 times 16 x 8
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-// 16-byte pieces of a 256-byte row are spread so that 8 rows' same pieces lie in different banks.
-DEVICE u32 piece(u32 tile, int row, int chunk) { return tile + row * (D * 2) + ((chunk ^ (row & 7)) << 4); }
-DEVICE u32 load_u32(const u16* p) { return *(const u32*)p; }
-
-struct Shape {
-  int num_heads, num_kv_heads, max_blocks, max_splits;
-  long long block_stride, position_stride, head_stride;  // of the cache, in elements
-  float scale;                                           // log2(e) / sqrt(D)
-};
-
-// Cosines and sines of d, d + 1.
-struct Angle { float2 cos, sin; };
-
-DEVICE Angle load_angle(const float* cos, const float* sin, int d) { return {*(const float2*)(cos + d), *(const float2*)(sin + d)}; }
-
-// Rotates elements d, d + 1 against d + 64, d + 65; both pairs come back as fp16.
-DEVICE void rotate(u32& low, u32& high, const Angle& angle, float scale) {
-  const float a0 = half_low(low), a1 = half_high(low), b0 = half_low(high), b1 = half_high(high);
-  const float2 c = angle.cos, s = angle.sin;
-  low = pack_half2((a0 * c.x - b0 * s.x) * scale, (a1 * c.y - b1 * s.y) * scale);
-  high = pack_half2((b0 * c.x + a0 * s.x) * scale, (b1 * c.y + a1 * s.y) * scale);
-}
-
-// The query heads as the right operand, scaled: registers 2 s and 2 s + 1 are head g's dimensions of step s.
+// The query heads as the right operand, scaled: registers 2 s and 2 s + 1 are head g's dimensions of step s of the product.
 DEVICE void load_query(u32 (&q)[16], const u16* head0, const Angle (&angles)[8], float scale, int g, int t) {
 #pragma unroll
   for (int s = 0; s < 4; s++)
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const int d = s * 16 + i * 8 + 2 * t;
+      const int d = query_dimension(s, i, t);
       u32 low = 0, high = 0;
       if (g < GROUP) {
         low = load_u32(head0 + g * D + d);
@@ -76,37 +37,9 @@ DEVICE void load_query(u32 (&q)[16], const u16* head0, const Angle (&angles)[8],
     }
 }
 
-// The new position's key and value, into the cache and into row `row` of the tile in shared memory, by one warp.
-DEVICE void write_new(const u16* key, const u16* value, u16* key_to, u16* value_to, u32 k_tile, u32 v_tile, int row,
-                      const Angle& angle, int lane) {
-  u32 low = load_u32(key + 2 * lane), high = load_u32(key + 64 + 2 * lane);
-  rotate(low, high, angle, 1.f);
-  u32 first = load_u32(value + 2 * lane), second = load_u32(value + 64 + 2 * lane);
-  const int chunk = lane >> 2, offset = (lane & 3) * 4;
-  store_shared(piece(k_tile, row, chunk) + offset, low);
-  store_shared(piece(k_tile, row, chunk + 8) + offset, high);
-  store_shared(piece(v_tile, row, chunk) + offset, first);
-  store_shared(piece(v_tile, row, chunk + 8) + offset, second);
-  *(u32*)(key_to + 2 * lane) = low;
-  *(u32*)(key_to + 64 + 2 * lane) = high;
-  *(u32*)(value_to + 2 * lane) = first;
-  *(u32*)(value_to + 64 + 2 * lane) = second;
-}
-
-// Of query heads 2 t and 2 t + 1, over a warp's positions so far; in powers of two. out[s] holds dimensions 16 s + g and
-// 16 s + g + 8 of both: heads are the 8 columns of every product, so no more than GROUP of 8 are wasted.
-struct State { float maximum[2], total[2], out[STEPS][4]; };
-
-// Scores of one warp's 16 positions of a tile: c[0], c[1] of position g, c[2], c[3] of g + 8.
-DEVICE void score(float (&c)[4], const u32 (&q)[16], u32 k_tile, int warp, int lane) {
-  const int row = warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7);
-#pragma unroll
-  for (int s = 0; s < STEPS; s++) {
-    u32 a[4];
-    load_matrices(a, piece(k_tile, row, 2 * s + (lane >> 4)));
-    multiply_add(c, a, q[2 * s], q[2 * s + 1]);
-  }
-}
+// Of query heads 2 t and 2 t + 1, over a warp's positions so far; in powers of two. out[s] holds rows g and g + 8 of step s
+// of both, in `unit`s: heads are the 8 columns of every product, so no more than GROUP of 8 are wasted.
+struct State { float maximum[2], total[2], out[STEPS][4], unit; };
 
 DEVICE float maximum_of_column(float v) {
 #pragma unroll
@@ -115,7 +48,7 @@ DEVICE float maximum_of_column(float v) {
 }
 
 // Their softmax so far, and the values weighed by it.
-DEVICE void weigh(State& state, float (&c)[4], int num_valid, u32 v_tile, int warp, int lane) {
+DEVICE void weigh(State& state, float (&c)[4], int num_valid, u32 v_tile, u32 scales, int warp, int lane) {
   const int g = lane >> 2;
   float shrink[2], p[4];
 #pragma unroll
@@ -130,28 +63,23 @@ DEVICE void weigh(State& state, float (&c)[4], int num_valid, u32 v_tile, int wa
     state.maximum[i] = top;
     state.total[i] = state.total[i] * shrink[i] + p[i] + p[i + 2];
   }
+  scale_weights(p, shrink, state.unit, scales, warp, lane);
   const u32 b0 = transpose(pack_half2(p[0], p[1])), b1 = transpose(pack_half2(p[2], p[3]));
-  const int row = warp * 16 + (lane >> 4) * 8 + (lane & 7);
-#pragma unroll
-  for (int s = 0; s < STEPS; s++) {
-    u32 a[4];
-    load_matrices_transposed(a, piece(v_tile, row, 2 * s + ((lane >> 3) & 1)));
-#pragma unroll
-    for (int i = 0; i < 4; i++) state.out[s][i] *= shrink[i & 1];
-    multiply_add(state.out[s], a, b0, b1);
-  }
+  add_values(state.out, shrink, b0, b1, v_tile, warp, lane);
 }
 
 // Requests this warp's 16 positions of one tile, keys and values as one group of copies each.
-DEVICE void request(u32 k_tile, const u16* keys, const u16* values, long long origin, long long stride, int left, int warp,
-                    int lane) {
+DEVICE void request(u32 k_tile, const Number* keys, const Number* values, long long origin, long long stride,
+                    const Scales& scales, long long scales_origin, int left, int warp, int lane) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const int r = warp * 16 + i * 2 + (lane >> 4);
-      copy16(piece(k_tile + half * TILE_BYTES, r, lane & 15), (half ? values : keys) + origin + r * stride, r < left);
+    for (int i = 0; i < CHUNKS / 2; i++) {
+      const int r = warp * 16 + i * (32 / CHUNKS) + lane / CHUNKS;
+      copy16(piece(k_tile + half * TILE_BYTES, r, lane % CHUNKS), (half ? values : keys) + origin + r * stride, r < left ? 16 : 0);
     }
+    request_scales(k_tile + 2 * TILE_BYTES + half * SCALE_BYTES, (half ? scales.values : scales.keys) + scales_origin, left, warp,
+                   lane);
     copies_commit();
   }
 }
@@ -168,8 +96,8 @@ DEVICE void combine(const float* from, int num_splits, u16* out, int d) {
   out[d] = to_half(sum / total);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BUFFERS > 2 ? 1 : 6)
-decode_attention(const u16* __restrict__ qkv, u16* __restrict__ keys, u16* __restrict__ values,
+extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)
+decode_attention(const u16* __restrict__ qkv, Number* __restrict__ keys, Number* __restrict__ values,
                  const int* __restrict__ positions, const int* __restrict__ block_tables, const float* __restrict__ cos_table,
                  const float* __restrict__ sin_table, float* __restrict__ partials, u32* __restrict__ counters,
                  u16* __restrict__ out, const Shape shape) {
@@ -189,19 +117,20 @@ decode_attention(const u16* __restrict__ qkv, u16* __restrict__ keys, u16* __res
   const int num_cached = FUSED ? position : position + 1;  // what is in the cache already
   const int num_tiles = min((position - start) / TILE + 1, TILES);
   const int* table = block_tables + row * shape.max_blocks + start / TILE;
-  const long long piece_origin = kv_head * shape.head_stride + (lane & 15) * 8;
+  const long long piece_origin = kv_head * shape.head_stride + lane % CHUNKS * CHUNK;
+  const long long scales_origin = kv_head * shape.scales.head_stride;
 #pragma unroll
   for (int tile = 0; tile < BUFFERS; tile++) {
     if (tile < num_tiles)
-      request(base + tile * 2 * TILE_BYTES, keys, values, table[tile] * shape.block_stride + piece_origin,
-              shape.position_stride, num_cached - start - tile * TILE, warp, lane);
+      request(base + tile * BUFFER_BYTES, keys, values, table[tile] * shape.block_stride + piece_origin, shape.position_stride,
+              shape.scales, table[tile] * shape.scales.block_stride + scales_origin, num_cached - start - tile * TILE, warp, lane);
     else { copies_commit(); copies_commit(); }
   }
   const float *cos = cos_table + (size_t)position * 64, *sin = sin_table + (size_t)position * 64;
   Angle angles[8];
   if (FUSED) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) angles[i] = load_angle(cos, sin, i * 8 + 2 * t);
+    for (int i = 0; i < 8; i++) angles[i] = load_angle(cos, sin, query_dimension(i / 2, i % 2, t));
     wait_for_previous_kernel();
   }
   let_next_kernel_start();
@@ -212,10 +141,11 @@ decode_attention(const u16* __restrict__ qkv, u16* __restrict__ keys, u16* __res
   State state;
   state.maximum[0] = state.maximum[1] = -INFINITY_F;
   state.total[0] = state.total[1] = 0.f;
+  state.unit = 1.17549435e-38f;
 #pragma unroll
   for (int s = 0; s < STEPS; s++) state.out[s][0] = state.out[s][1] = state.out[s][2] = state.out[s][3] = 0.f;
   for (int tile = 0; tile < num_tiles; tile++) {
-    const u32 k_tile = base + tile % BUFFERS * 2 * TILE_BYTES, v_tile = k_tile + TILE_BYTES;
+    const u32 k_tile = base + tile % BUFFERS * BUFFER_BYTES, v_tile = k_tile + TILE_BYTES, scales = v_tile + TILE_BYTES;
     const int first = start + tile * TILE + warp * 16;
     const bool has_new = FUSED && position >= first && position < first + 16;
     copies_wait<2 * BUFFERS - 1>();
@@ -223,20 +153,23 @@ decode_attention(const u16* __restrict__ qkv, u16* __restrict__ keys, u16* __res
       copies_wait<2 * BUFFERS - 2>();
       __syncwarp();
       const long long to = table[tile] * shape.block_stride + (position % TILE) * shape.position_stride + kv_head * shape.head_stride;
+      const long long scale_to = table[tile] * shape.scales.block_stride + scales_origin + position % TILE;
       write_new(x + (shape.num_heads + kv_head) * D, x + (shape.num_heads + shape.num_kv_heads + kv_head) * D, keys + to,
-                values + to, k_tile, v_tile, position % TILE, load_angle(cos, sin, 2 * lane), lane);
+                values + to, shape.scales.keys + scale_to, shape.scales.values + scale_to, k_tile, v_tile, scales,
+                position % TILE, load_angle(cos, sin, 2 * lane), lane);
     }
     __syncwarp();
     if (first <= position) {
       float c[4] = {};
-      score(c, q, k_tile, warp, lane);
+      score(c, q, k_tile, scales, warp, lane);
       copies_wait<2 * BUFFERS - 2>();
       __syncwarp();
-      weigh(state, c, position + 1 - first, v_tile, warp, lane);
+      weigh(state, c, position + 1 - first, v_tile, scales, warp, lane);
     }
     __syncwarp();
     if (tile + BUFFERS < num_tiles)
       request(k_tile, keys, values, table[tile + BUFFERS] * shape.block_stride + piece_origin, shape.position_stride,
+              shape.scales, table[tile + BUFFERS] * shape.scales.block_stride + scales_origin,
               num_cached - start - (tile + BUFFERS) * TILE, warp, lane);
     else { copies_commit(); copies_commit(); }
   }
@@ -257,8 +190,8 @@ decode_attention(const u16* __restrict__ qkv, u16* __restrict__ keys, u16* __res
     if (head < GROUP)
 #pragma unroll
       for (int s = 0; s < STEPS; s++) {
-        sums[(warp * GROUP + head) * D + s * 16 + g] = state.out[s][i];
-        sums[(warp * GROUP + head) * D + s * 16 + g + 8] = state.out[s][i + 2];
+        sums[(warp * GROUP + head) * D + s * 16 + g * LEFT_BY] = in_units(state.out[s][i], state.unit);
+        sums[(warp * GROUP + head) * D + s * 16 + g * LEFT_BY + NEXT_AT] = in_units(state.out[s][i + 2], state.unit);
       }
   }
   __syncthreads();
@@ -272,7 +205,7 @@ decode_attention(const u16* __restrict__ qkv, u16* __restrict__ keys, u16* __res
     for (int w = 0; w < WARPS; w++) {
       const float weight = exp2f(warp_max[w][h] - top);
       all += weight * warp_total[w][h];
-      sum += weight * sums[(w * GROUP + h) * D + tid];
+      sum += weight * sums[(w * GROUP + h) * D + place_of(tid)];
     }
     if (num_splits == 1) {
       out_row[h * D + tid] = to_half(sum / all);

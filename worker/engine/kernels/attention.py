@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import ctypes
 import math
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from worker.engine.kernels.build import Kernel, load_kernels
+from worker.engine.kernels.build import SOURCES, Kernel, load_kernels
+from worker.engine.kernels.rowwise import Scales
 
 SPLIT = 256
 BLOCK_SIZE = 64
 HEAD_DIM = 128
+
+
+class _Scales(ctypes.Structure):
+    _fields_ = (
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("block_stride", ctypes.c_longlong),
+        ("head_stride", ctypes.c_longlong),
+    )
 
 
 class _Shape(ctypes.Structure):
@@ -29,6 +40,7 @@ class _Shape(ctypes.Structure):
         ("position_stride", ctypes.c_longlong),
         ("head_stride", ctypes.c_longlong),
         ("scale", ctypes.c_float),
+        ("scales", _Scales),
     )
 
 
@@ -71,6 +83,7 @@ class DecodeAttention:
         out: Tensor,
         *,
         max_context: int,
+        scales: Scales | None = None,
         writes_cache: bool = True,
         overlap: bool = False,
     ) -> Tensor:
@@ -79,10 +92,11 @@ class DecodeAttention:
         Args:
             x: fp16; with `writes_cache` the projection's output [B, (H + 2 kv heads) * D], which is rotated here and
                 whose keys and values are written at `positions`; else rotated queries [B, H * D].
-            keys, values: [blocks, BLOCK_SIZE, kv heads, D] fp16, of any strides with D together.
+            keys, values: [blocks, BLOCK_SIZE, kv heads, D] fp16, or int8 with `scales`, of any strides with D together.
             positions: [B] int32, of the new token; -1 skips a row and leaves its output as it was.
             block_tables: [B, max_blocks] int32.
             max_context: no position is this large; it sets the grid, so a captured graph holds up to it.
+            scales: of an int8 cache's keys and values, each [blocks, kv heads, BLOCK_SIZE] float32.
             overlap: see the package. With `writes_cache`, positions, block tables and the cache are read early.
         """
         rows = x.shape[0]
@@ -90,6 +104,7 @@ class DecodeAttention:
         assert keys.shape[1:] == (BLOCK_SIZE, self._num_kv_heads, HEAD_DIM)
         assert keys.stride() == values.stride()
         assert keys.stride(3) == 1
+        assert keys.dtype == values.dtype == (torch.float16 if scales is None else torch.int8)
         assert positions.dtype == block_tables.dtype == torch.int32
         assert x.is_contiguous()
         assert out.is_contiguous()
@@ -103,11 +118,13 @@ class DecodeAttention:
             keys.stride(1),
             keys.stride(2),
             math.log2(math.e) / math.sqrt(HEAD_DIM),
+            _Scales() if scales is None else _scales_of(*scales, keys),
         )
         tensors = (x, keys, values, positions, block_tables, self._cos, self._sin, self._partials, self._counters, out)
-        # With few blocks of threads, each asks for all it will read at once.
-        buffers = self._split // BLOCK_SIZE if rows * self._num_kv_heads <= self._num_sms else 2
-        _load(x.device.index, group, self._split, buffers, writes_cache).launch(
+        # With few blocks of threads, each asks for all it will read at once. A tile of codes is half as large.
+        at_once = self._num_sms * (1 if scales is None else 2)
+        buffers = self._split // BLOCK_SIZE if rows * self._num_kv_heads <= at_once else 2
+        _load(x.device.index, Variant(group, self._split, buffers, writes_cache, scales is not None)).launch(
             (self._num_kv_heads, min(-(-max_context // self._split), self._max_splits), rows),
             128,
             (*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), shape),
@@ -116,9 +133,35 @@ class DecodeAttention:
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What attention.cu is compiled for: see there. `has_codes`: the cache is int8."""
+
+    group: int
+    split: int
+    buffers: int
+    writes_cache: bool
+    has_codes: bool
+
+    def source(self) -> tuple[dict[str, int], str, int]:
+        """Macros, prelude, and the bytes of dynamic shared memory."""
+        defines = {"GROUP": self.group, "SPLIT": self.split, "BUFFERS": self.buffers, "FUSED": int(self.writes_cache)}
+        files = ("paged.cuh", "kv_codes.cuh", "kv_int8.cuh") if self.has_codes else ("paged.cuh", "kv_half.cuh")
+        position_bytes = HEAD_DIM + 4 if self.has_codes else HEAD_DIM * 2
+        shared = self.buffers * 2 * BLOCK_SIZE * position_bytes + 128
+        return defines, "".join((SOURCES / file).read_text() for file in files), shared
+
+
+def _scales_of(of_keys: Tensor, of_values: Tensor, keys: Tensor) -> _Scales:
+    assert of_keys.shape == of_values.shape == (keys.shape[0], keys.shape[2], BLOCK_SIZE)
+    assert of_keys.dtype == of_values.dtype == torch.float32
+    assert of_keys.is_contiguous()
+    assert of_values.is_contiguous()
+    return _Scales(of_keys.data_ptr(), of_values.data_ptr(), of_keys.stride(0), of_keys.stride(1))
+
+
 @cache
-def _load(device_index: int, group: int, split: int, buffers: int, writes_cache: bool) -> Kernel:
-    defines = {"GROUP": group, "SPLIT": split, "BUFFERS": buffers, "FUSED": int(writes_cache)}
-    shared = buffers * 2 * BLOCK_SIZE * HEAD_DIM * 2 + 128
+def _load(device_index: int, variant: Variant) -> Kernel:
+    defines, prelude, shared = variant.source()
     with torch.cuda.device(device_index):
-        return load_kernels("attention.cu", defines, "", {"decode_attention": shared})["decode_attention"]
+        return load_kernels("attention.cu", defines, prelude, {"decode_attention": shared})["decode_attention"]

@@ -1,5 +1,6 @@
-// The small kernels between the products: embedding, add + RMSNorm, rotary embedding + cache write. One block of threads per
-// row. Compiled once per HIDDEN (a multiple of 256, up to 8192); D is 128.
+// The small kernels between the products: embedding, add + RMSNorm, rotary embedding + cache write, and reading what a cache
+// holds as codes. One block of threads per row. Compiled once per HIDDEN (a multiple of 256, up to 8192), kv_codes.cuh before
+// it; D is 128.
 
 constexpr int NORM_THREADS = HIDDEN / 8, D = 128;
 
@@ -65,6 +66,70 @@ rotate_and_write(const u16* __restrict__ qkv, u16* __restrict__ queries, u16* __
                                    : values + to + (kv - num_kv_heads) * head_stride + d;
     *(u32*)out = low;
     *(u32*)(out + 64) = high;
+  }
+}
+
+// The same into a cache of codes. The scales [blocks, kv heads, positions per block] lie together. A warp makes a head's codes.
+extern "C" __global__ void __launch_bounds__(256)
+rotate_and_encode(const u16* __restrict__ qkv, u16* __restrict__ queries, u8* __restrict__ keys, u8* __restrict__ values,
+                  float* __restrict__ key_scales, float* __restrict__ value_scales, const int* __restrict__ positions,
+                  const long long* __restrict__ slots, const float* __restrict__ cos_table, const float* __restrict__ sin_table,
+                  int num_heads, int num_kv_heads, int block_size, long long block_stride, long long position_stride,
+                  long long head_stride) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const int row = blockIdx.x, total = num_heads + 2 * num_kv_heads, position = positions[row];
+  if (position < 0) return;
+  const u16* x = qkv + (size_t)row * total * D;
+  const long long block = slots[row] / block_size, offset = slots[row] % block_size;
+  const int lane = threadIdx.x & 31, d = lane * 2;
+  const float2 c = *(const float2*)(cos_table + (size_t)position * 64 + d), s = *(const float2*)(sin_table + (size_t)position * 64 + d);
+  for (int head = threadIdx.x / 32; head < total; head += 8) {
+    const int kv = head - num_heads, kv_head = kv < num_kv_heads ? kv : kv - num_kv_heads;
+    const u32 low = *(const u32*)(x + head * D + d), high = *(const u32*)(x + head * D + d + 64);
+    float of[4] = {half_low(low), half_high(low), half_low(high), half_high(high)}, scale;
+    if (kv < num_kv_heads) rotate_exactly(of, c, s);
+    if (kv < 0) {
+      u16* out = queries + ((size_t)row * num_heads + head) * D + d;
+      *(u32*)out = pack_half2(of[0], of[1]);
+      *(u32*)(out + 64) = pack_half2(of[2], of[3]);
+      continue;
+    }
+    const u32 codes = encode(of, scale);
+    u8* out = (kv < num_kv_heads ? keys : values) + block * block_stride + offset * position_stride + kv_head * head_stride + d;
+    *(u16*)out = codes & 0xffff;
+    *(u16*)(out + 64) = codes >> 16;
+    if (lane == 0) (kv < num_kv_heads ? key_scales : value_scales)[(block * num_kv_heads + kv_head) * block_size + offset] = scale;
+  }
+}
+
+// The numbers at slots: keys (blockIdx.y is 0) and values, each as fp16 [slots, kv heads * D]. A thread reads 16 at a time.
+extern "C" __global__ void __launch_bounds__(256)
+gather_codes(const u8* __restrict__ keys, const u8* __restrict__ values, const float* __restrict__ key_scales,
+             const float* __restrict__ value_scales, const int* __restrict__ slots, u16* __restrict__ out_keys,
+             u16* __restrict__ out_values, int num_kv_heads, int block_size, long long block_stride, long long position_stride,
+             long long head_stride) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const long long block = slots[blockIdx.x] / block_size, offset = slots[blockIdx.x] % block_size;
+  const u8* from = (blockIdx.y ? values : keys) + block * block_stride + offset * position_stride;
+  const float* scales = (blockIdx.y ? value_scales : key_scales) + block * num_kv_heads * block_size + offset;
+  u16* out = (blockIdx.y ? out_values : out_keys) + (size_t)blockIdx.x * num_kv_heads * D;
+  for (int i = threadIdx.x; i < num_kv_heads * (D / 16); i += blockDim.x) {
+    const int head = i / (D / 16), d = i % (D / 16) * 16;
+    const uint4 codes = *(const uint4*)(from + head * head_stride + d);
+    const float scale = scales[head * block_size];
+    const u32 words[4] = {codes.x, codes.y, codes.z, codes.w};
+    u32 pairs[8];
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+      u32 low, high;
+      decode(low, high, words[w]);
+      pairs[2 * w] = pack_half2(half_low(low) * scale, half_high(low) * scale);
+      pairs[2 * w + 1] = pack_half2(half_low(high) * scale, half_high(high) * scale);
+    }
+    *(uint4*)(out + i * 16) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    *(uint4*)(out + i * 16 + 8) = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
   }
 }
 

@@ -1,4 +1,4 @@
-"""Launches of rowwise.cu: embedding, add + RMSNorm, rotary embedding + cache write."""
+"""Launches of rowwise.cu: embedding, add + RMSNorm, rotary embedding + cache write, reading a cache of codes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from worker.engine.kernels.build import Argument, Kernel, load_kernels
+from worker.engine.kernels.build import SOURCES, Argument, Kernel, load_kernels
 
-_NAMES = ("add_rms_norm", "rotate_and_write", "embed")
+_NAMES = ("add_rms_norm", "rotate_and_write", "rotate_and_encode", "gather_codes", "embed")
+
+Scales = tuple[Tensor, Tensor]  # of the keys and of the values of an int8 cache
 
 
 def embed(token_ids: Tensor, chosen: Tensor, embedding: Tensor, residual: Tensor) -> Tensor:
@@ -48,24 +50,53 @@ def rotate_and_write(
     cos: Tensor,
     sin: Tensor,
     *,
+    scales: Scales | None = None,
     overlap: bool = False,
 ) -> None:
     """Rotate [T, (H + 2 kv heads) * 128] fp16: queries to [T, H * 128], keys and values to the cache.
 
     Args:
-        keys, values: [blocks, block size, kv heads, 128] fp16, of any strides.
+        keys, values: [blocks, block size, kv heads, 128] fp16, or int8 with `scales`, of any strides.
         positions: [T] int32; -1 skips a row.
         slots: [T] int64, block * block size + offset.
+        scales: each [blocks, kv heads, block size] float32.
     """
-    num_kv_heads = keys.shape[2]
+    name = "rotate_and_write" if scales is None else "rotate_and_encode"
     arguments: tuple[Argument, ...] = (
-        *map(_pointer, (qkv, queries, keys, values, positions, slots, cos, sin)),
+        *map(_pointer, (qkv, queries, keys, values, *(scales or ()), positions, slots, cos, sin)),
         ctypes.c_int(queries.shape[1] // 128),
-        ctypes.c_int(num_kv_heads),
-        ctypes.c_int(keys.shape[1]),
-        *(ctypes.c_int64(keys.stride(axis)) for axis in range(3)),
+        *_layout(keys, values, scales),
     )
-    _kernel(qkv, "rotate_and_write").launch((qkv.shape[0], 1, 1), 256, arguments, overlap=overlap)
+    _kernel(qkv, name).launch((qkv.shape[0], 1, 1), 256, arguments, overlap=overlap)
+
+
+def gather_codes(
+    keys: Tensor, values: Tensor, scales: Scales, slots: Tensor, *, overlap: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The numbers of an int8 cache at slots [K] int32, each [K, kv heads, 128] fp16; else see `rotate_and_write`."""
+    assert slots.dtype == torch.int32
+    num_kv_heads = keys.shape[2]
+    found = [torch.empty(len(slots), num_kv_heads, 128, dtype=torch.float16, device=keys.device) for _ in range(2)]
+    arguments = (*map(_pointer, (keys, values, *scales, slots, *found)), *_layout(keys, values, scales))
+    threads = min(256, num_kv_heads * 8)
+    _kernel(keys, "gather_codes").launch((len(slots), 2, 1), threads, arguments, overlap=overlap)
+    return found[0], found[1]
+
+
+def _layout(keys: Tensor, values: Tensor, scales: Scales | None) -> tuple[Argument, ...]:
+    """What a kernel is told of where a cache's numbers lie."""
+    _, block_size, num_kv_heads, _ = keys.shape
+    assert keys.stride() == values.stride()
+    assert keys.dtype == values.dtype == (torch.float16 if scales is None else torch.int8)
+    for scale in scales or ():
+        assert scale.shape == (keys.shape[0], num_kv_heads, block_size)
+    strides = (ctypes.c_int64(keys.stride(axis)) for axis in range(3))
+    return ctypes.c_int(num_kv_heads), ctypes.c_int(block_size), *strides
+
+
+def source_of(hidden: int) -> tuple[dict[str, int], str]:
+    """Macros and prelude of rowwise.cu for a model's hidden size."""
+    return {"HIDDEN": hidden}, (SOURCES / "kv_codes.cuh").read_text()
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -82,4 +113,4 @@ def _kernel(where: Tensor, name: str, hidden: int = 4096) -> Kernel:
 @cache
 def _load(device_index: int, hidden: int) -> dict[str, Kernel]:
     with torch.cuda.device(device_index):
-        return load_kernels("rowwise.cu", {"HIDDEN": hidden}, "", dict.fromkeys(_NAMES, 0))
+        return load_kernels("rowwise.cu", *source_of(hidden), dict.fromkeys(_NAMES, 0))
