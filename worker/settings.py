@@ -55,7 +55,7 @@ class WorkerSettings(BaseSettings):
     kv_cache_format: Literal["float", "int8"] = Field(
         default="float",
         description="float is float16 on a GPU, float32 on the CPU; int8 holds nearly twice as many tokens as float16, "
-        "less exactly, and is refused where the Hopper kernels run; the same at every worker of a model",
+        "less exactly; the same at every worker of a model",
     )
 
     dead_after_ms: int = Field(

@@ -1,4 +1,4 @@
-"""A KV cache in int8: what it costs in exactness, what it saves, and where it is refused."""
+"""A KV cache in int8: what it costs in exactness, what it saves, and who is asked to hold it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from herd.up import DEMO_MODEL
 from tests.engine.oracle import block_tables, greedy, random_prompts
 from worker.engine import loader
 from worker.engine.batch import SequenceSlice
-from worker.engine.config import KVFormat, LlamaConfig, Quantization, UnsupportedSetting
+from worker.engine.config import KVFormat, LlamaConfig, Quantization
+from worker.engine.kernels.build import KernelBuildError
 from worker.engine.kv_tensors import Int8KVTensors, make_kv
 from worker.engine.loader import load_model
 from worker.engine.model import LlamaModel
@@ -132,8 +133,17 @@ def test_chunks_and_company_change_no_bit(models: tuple[LlamaModel, LlamaModel])
     assert torch.equal(together, torch.stack(alone))
 
 
-def test_the_hopper_kernels_refuse_it(half_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silently keeping floats would leave the operator with half of the tokens that were asked for."""
+def test_the_hopper_kernels_hold_it_too(half_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are asked for it, and what takes their place where they do not compile holds it as well."""
+    asked = []
+
+    def refuse(*_: object, kv_format: KVFormat, **__: object) -> None:
+        asked.append(kv_format)
+        raise KernelBuildError("no compiler")
+
     monkeypatch.setattr(loader, "hopper_takes", lambda *_: True)
-    with pytest.raises(UnsupportedSetting, match="a KV cache of float16, not int8"):
-        load_model(half_folder, Quantization.INT8, CPU, kv_blocks=2, kv_format=KVFormat.INT8)
+    monkeypatch.setattr(loader, "load_hopper_model", refuse)
+    model = load_model(half_folder, Quantization.INT8, CPU, kv_blocks=2, kv_format=KVFormat.INT8)
+    assert asked == [KVFormat.INT8]
+    assert isinstance(model, LlamaModel)
+    assert isinstance(model.kv, Int8KVTensors)

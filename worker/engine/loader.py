@@ -97,8 +97,6 @@ def load_model(
             found = f"{source.quantization.value} weights on {device}"
             raise UnsupportedSetting(f"int8 activations need int8 weights on the Hopper kernels, not {found}")
         if is_hopper:
-            if kv_format is not KVFormat.FLOAT:
-                raise UnsupportedSetting(f"the Hopper kernels read a KV cache of float16, not {kv_format.value}")
             try:
                 return load_hopper_model(
                     source,
