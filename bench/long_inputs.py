@@ -1,9 +1,9 @@
-"""What a gateway's process spends on long inputs: prompts too long for the context, and turns of long conversations.
+"""What a gateway's process spends on long inputs: prompts too long for the context, long conversations, counts.
 
     python -m bench.long_inputs
 
 Calls what the RPCs call, in this process, with the demo model's tokenizer and a context of 4,096. CPU is user and
-system, all threads; the machine may be busy with other work.
+system, all threads; the machine may be busy with other work. Of CountTokens the table has how long others wait, too.
 """
 
 import asyncio
@@ -12,11 +12,14 @@ import resource
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from contract.chat import Turn
 from contract.errors import InvalidRequest
-from llamaherd.v1 import chat_pb2, common_pb2
+from llamaherd.v1 import chat_pb2, common_pb2, model_pb2
 from service.chat_history import fit_history, spec_of
+from service.context import Context
+from service.model_servicer import ModelServicer
 from service.models import Models, ServedModel
 from service.tokenizer import PromptTokenizer
 from service.validate import Call, validate
@@ -24,6 +27,7 @@ from worker.bundle import build_bundle
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 5
+LOOK_S = 0.1
 PROMPT_BYTES = 4 * 1024 * 1024 - 1024
 Spec = common_pb2.GenerationSpec
 
@@ -74,6 +78,31 @@ async def refused(models: OneModel, spec: Spec) -> str:
     raise AssertionError("it was taken")
 
 
+async def count_beside(models: OneModel, text: str, num_counts: int) -> None:
+    """Print a row: so many CountTokens of a text under way, and how long a short prompt and a short count take then."""
+    servicer = ModelServicer(models)
+    waiting = cast("Context", None)  # of which CountTokens needs nothing
+
+    def count(prompt: str) -> Awaitable[model_pb2.CountTokensResponse]:
+        request = model_pb2.CountTokensRequest(spec=Spec(model="demo", prompt=prompt))
+        return servicer.count_tokens(request, waiting)
+
+    before_s, started_s = _cpu_s(), time.monotonic()
+    counts = [asyncio.ensure_future(count(text)) for _ in range(num_counts)]
+    took_ms: dict[str, list[float]] = {"prompt": [], "count": []}
+    while not took_ms["prompt"] or not all(each.done() for each in counts):
+        await asyncio.sleep(LOOK_S)
+        at_s = time.monotonic()
+        await validate(Call("bench", Spec(model="demo", prompt="Hello"), None), "0" * 32, models, max_log_bytes=1 << 24)
+        took_ms["prompt"].append(1e3 * (time.monotonic() - at_s))
+        at_s = time.monotonic()
+        await count("Hello")
+        took_ms["count"].append(1e3 * (time.monotonic() - at_s))
+    cpu_s, all_s = _cpu_s() - before_s, time.monotonic() - started_s
+    waits = " | ".join(f"{sorted(each)[len(each) // 2]:,.1f} / {max(each):,.1f}" for each in took_ms.values())
+    print(f"| {num_counts} of {len(text):,} bytes | {cpu_s:.1f} | {all_s:.1f} | {waits} |", flush=True)
+
+
 async def main() -> None:
     """All rows."""
     models = OneModel()
@@ -96,6 +125,10 @@ async def main() -> None:
         turns = [Turn(n, f"{n}. {line * num_lines}", line * num_lines) for n in range(num_turns)]
         size = sum(len(turn.user) + len(turn.assistant) for turn in turns)
         await measure(f"{num_turns:,} turns, {size:,} bytes", lambda turns=turns: begun(models, turns))  # type: ignore[misc]  # its default is the loop's value
+    print("| CountTokens at once | CPU, s | all done, s | a short prompt, median / longest, ms | a short count |")
+    print("|---|---|---|---|---|")
+    for num_counts in (1, 8):
+        await count_beside(models, text, num_counts)
     print(f"took {time.monotonic() - started_s:.0f} s")
 
 

@@ -1,8 +1,8 @@
 """llamaherd.v1.ModelService: what is served, and text encoded and decoded exactly as generations are."""
 
-import asyncio
 import base64
 import binascii
+import functools
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 
@@ -15,6 +15,7 @@ from llamaherd.v1 import common_pb2, model_pb2
 from service import events
 from service.context import Context
 from service.knobs import resolve_sampling, resolve_stopping
+from service.large_inputs import LargeInputs
 from service.models import Models, ServedModel
 from service.prompts import check_chat, check_input, check_model_name, encode_input, has_chat_format, messages_of
 from service.rpc import Handler
@@ -47,6 +48,7 @@ class ModelServicer:
 
     def __init__(self, models: Models) -> None:
         self._models = models
+        self._large = LargeInputs()
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -103,7 +105,7 @@ class ModelServicer:
         if request.HasField("chat"):
             has_chat_format(model, "chat", violations)
             violations.raise_if_any()
-        return await asyncio.to_thread(_tokenized, request, model.tokenizer, model.bundle.bos_id)
+        return await self._large.run(size, _tokenized, request, model.tokenizer, model.bundle.bos_id)
 
     async def detokenize(self, request: model_pb2.DetokenizeRequest, context: Context) -> model_pb2.DetokenizeResponse:
         """The text of ids, as the text of an answer is made of them."""
@@ -111,7 +113,7 @@ class ModelServicer:
         if len(request.ids) > MAX_DETOKENIZED_IDS:
             violations.add("ids", f"has {len(request.ids)} ids; at most {MAX_DETOKENIZED_IDS}")
         model = await self._find(request.model, "model", violations)
-        return await asyncio.to_thread(_detokenized, request.ids, model)
+        return await self._large.run(request.ByteSize(), _detokenized, request.ids, model)
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: Context
@@ -120,7 +122,8 @@ class ModelServicer:
         violations = Violations()
         check_input(request.spec, violations)
         model = await self._find(request.spec.model, "spec.model", violations)
-        prompt_ids = await encode_input(request.spec, model, violations)
+        in_thread = functools.partial(self._large.run, request.ByteSize())
+        prompt_ids = await encode_input(request.spec, model, violations, in_thread=in_thread)
         violations.raise_if_any()
         return model_pb2.CountTokensResponse(prompt_tokens=len(prompt_ids))
 

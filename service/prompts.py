@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from contract.bundle import ChatFormatKind
 from contract.errors import InvalidRequest
@@ -11,6 +11,8 @@ from service.chat_format import Message, Role
 from service.encoding import TooManyTokens
 from service.models import ServedModel
 from service.violations import Violations
+
+InThread = Callable[..., Awaitable[list[int]]]
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_MODEL_CHARS = 128
@@ -74,30 +76,36 @@ def has_chat_format(model: ServedModel, field: str, violations: Violations) -> b
 
 
 async def encode_input(
-    spec: common_pb2.GenerationSpec, model: ServedModel, violations: Violations, *, max_tokens: int = sys.maxsize
+    spec: common_pb2.GenerationSpec,
+    model: ServedModel,
+    violations: Violations,
+    *,
+    max_tokens: int = sys.maxsize,
+    in_thread: InThread = asyncio.to_thread,
 ) -> list[int]:
     """The prompt's ids; [] if a violation was added. Encodes in a thread: 4 MB of text take seconds.
 
     Args:
         max_tokens: a longer prompt is a violation. Where its length alone tells, it is not encoded.
+        in_thread: runs a function with its arguments, in the thread for it.
     """
     field = f"spec.{spec.WhichOneof('input')}"
     try:
         match spec.WhichOneof("input"):
             case "prompt":
-                return await asyncio.to_thread(model.tokenizer.encode_prompt, spec.prompt, max_tokens)
+                return await in_thread(model.tokenizer.encode_prompt, spec.prompt, max_tokens)
             case "chat":
                 if not has_chat_format(model, field, violations):
                     return []
                 messages, allow_tags = messages_of(spec.chat), spec.chat.allow_format_tags
-                return await asyncio.to_thread(model.tokenizer.encode_chat, messages, allow_tags, max_tokens)
+                return await in_thread(model.tokenizer.encode_chat, messages, allow_tags, max_tokens)
             case _:
                 ids = spec.token_ids.ids
                 if len(ids) > max_tokens:
                     raise TooManyTokens(len(ids), is_exact=True)
                 if len(ids) <= MAX_IDS_AT_ONCE:
                     return _check_ids(ids, model, violations)
-                return await asyncio.to_thread(_check_ids, ids, model, violations)
+                return await in_thread(_check_ids, ids, model, violations)
     except InvalidRequest as error:
         violations.take_from(error, "spec.")
     except TooManyTokens as error:

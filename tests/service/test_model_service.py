@@ -19,6 +19,7 @@ from contract.bundle import ModelBundle
 from llamaherd.v1 import common_pb2, generation_pb2, model_pb2, model_pb2_grpc
 from service.chat_format import Message, Role
 from service.health import model_service
+from service.large_inputs import LARGE_BYTES
 from service.model_servicer import MAX_DETOKENIZED_IDS, PACKED_TOKENS
 from service.tokenizer import PromptTokenizer
 from tests.redis_server import start_valkey
@@ -163,6 +164,37 @@ async def test_the_count_is_generates(stub: Any, models_gateway: RunningGateway,
         assert (counted.code(), counted.details()) == (accepted.code(), accepted.details())
     else:
         assert counted.prompt_tokens == accepted.accepted.prompt_tokens
+
+
+async def test_large_inputs_hold_up_neither_prompts_nor_small_inputs(
+    stub: Any, models_gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than the event loop has threads, each as if it took for ever."""
+    encode, may_go_on, num_held = PromptTokenizer.encode_text, threading.Event(), 0
+
+    def slow_if_large(self: PromptTokenizer, text: str) -> list[int]:
+        nonlocal num_held
+        if len(text) > LARGE_BYTES:
+            num_held += 1
+            assert may_go_on.wait(60)
+            return [1]
+        return encode(self, text)
+
+    monkeypatch.setattr(PromptTokenizer, "encode_text", slow_if_large)
+    large = model_pb2.CountTokensRequest(spec={"model": "letters", "prompt": "x" * (LARGE_BYTES + 1)})
+    small = model_pb2.CountTokensRequest(spec={"model": "letters", "prompt": "x"})
+    calls = [stub.CountTokens(large) for _ in range(40)]
+    try:
+        await until(lambda: num_held)
+        assert (await stub.CountTokens(small)).prompt_tokens == 3
+        generating = models_gateway.stub.Generate(generation_pb2.GenerateRequest(spec=small.spec))
+        assert (await generating.read()).accepted.prompt_tokens == 3
+        generating.cancel()
+        assert num_held == 1, "the others wait for it"
+        calls.pop().cancel()
+    finally:
+        may_go_on.set()
+    assert [(await call).prompt_tokens for call in calls] == [2] * len(calls)
 
 
 async def test_a_prompt_beyond_the_context_is_counted(stub: Any) -> None:
