@@ -117,7 +117,10 @@ class Attempt:
         return tuple((token.choice, token.token_id) for token in self.tokens[self.job.num_echoed :])
 
     def resume(self, logged: list[LoggedToken]) -> None:
-        """Start from the tokens of earlier attempts. Raises MalformedMessage if they are none of this job's."""
+        """Start from the tokens of earlier attempts, or go on with more of them.
+
+        Raises MalformedMessage if they are none of this job's.
+        """
         for token in logged:
             is_next = token.choice < len(self._counts) and token.index == self._counts[token.choice]
             if not is_next or token.position != len(self.tokens):

@@ -1,12 +1,16 @@
 """Makes a jobs entry ours: takes the lease, reads what the log already has, and hands the rest to the engine."""
 
+import asyncio
 import time
+from functools import partial
 
 import structlog
 
 from contract.broker import Broker, Delivered, NotTaken, Taken, new_lease
 from contract.bundle import ModelBundle
+from contract.log_pages import LogPlace
 from contract.messages import Alternative, LoggedToken, MalformedMessage, TokenRow, decode_tokens
+from llamaherd.v1 import common_pb2
 from worker.attempt import Attempt
 from worker.bundle import token_pieces
 from worker.cancels import check_leases
@@ -21,6 +25,7 @@ from worker.spans import record_queue
 log = structlog.get_logger(__name__)
 
 MAX_WHY = 200  # characters of a reason
+TOKENS_A_TURN = 512  # of a log that is taken over, on the event loop; some 5 ms
 
 
 class Taker:
@@ -76,7 +81,7 @@ class Taker:
         """Continue where the log ends."""
         attempt = Attempt(taken, self._pieces, taken_s=taken_s)
         if taken.num_tokens > 0:
-            attempt.resume(await until_answered(lambda: self._read_tokens(attempt.generation_id)))
+            await self._read_log(attempt)
         if len(attempt.tokens) != taken.num_tokens or attempt.chains[-1] != taken.chain:
             await self._settle(attempt)
             return
@@ -105,22 +110,17 @@ class Taker:
         log.warning("lease lost while the log was read", **attempt.facts)
         await self.hand_back(attempt.taken.entry, attempt.lease)
 
-    async def _read_tokens(self, generation_id: str) -> list[LoggedToken]:
-        entries = await self._broker.read_log(generation_id)
-        return [
-            LoggedToken(
-                choice=token.choice,
-                index=token.index,
-                position=token.position,
-                token_id=token.id,
-                text=token.text,
-                logprob=token.logprob if token.HasField("logprob") else None,
-                alternatives=tuple(Alternative(each.id, each.logprob, each.text) for each in token.top_logprobs),
-            )
-            for entry in entries
-            if isinstance(entry, TokenRow)
-            for token in decode_tokens(entry.body)
-        ]
+    async def _read_log(self, attempt: Attempt) -> None:
+        """Give the attempt its tokens some at a time: in between this process publishes for all that run."""
+        place: LogPlace | None = LogPlace.at(0)
+        while place is not None:
+            page = await until_answered(partial(self._broker.read_log_page, attempt.generation_id, place))
+            for entry in page.entries:
+                if isinstance(entry, TokenRow):
+                    attempt.resume([_logged(token) for token in decode_tokens(entry.body)])
+                    if entry.t0 // TOKENS_A_TURN != entry.end // TOKENS_A_TURN:
+                        await asyncio.sleep(0)
+            place = page.goes_on
 
     async def _set_aside(self, entry: Delivered, lease: str, why: str) -> None:
         """End a generation that this version cannot read: no other worker of this version could either."""
@@ -130,6 +130,18 @@ class Taker:
     def _note_set_aside(self, entry: Delivered, why: str) -> None:
         log.error("job set aside", why=why, generation_id=entry.generation_id)
         count_poison(self._model)
+
+
+def _logged(token: common_pb2.Token) -> LoggedToken:
+    return LoggedToken(
+        choice=token.choice,
+        index=token.index,
+        position=token.position,
+        token_id=token.id,
+        text=token.text,
+        logprob=token.logprob if token.HasField("logprob") else None,
+        alternatives=tuple(Alternative(each.id, each.logprob, each.text) for each in token.top_logprobs),
+    )
 
 
 def to_request(attempt: Attempt, eos_token_ids: tuple[int, ...]) -> GenerationRequest:

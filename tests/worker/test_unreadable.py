@@ -11,11 +11,11 @@ from hypothesis import given
 from contract import keys
 from contract.broker import Broker, Delivered, StepRow, Taken, new_lease
 from contract.errors import Unreadable
+from contract.log_pages import LogPage, LogPlace
 from contract.messages import (
     CHAIN_START,
     EndReason,
     Job,
-    LogEntry,
     LoggedToken,
     MalformedMessage,
     encode_tokens,
@@ -177,7 +177,7 @@ class RobbedBroker(Broker):
 
     robbed: "tuple[Delivered, str] | None" = None
 
-    async def read_log(self, generation_id: str, from_position: int = 0) -> list[LogEntry]:
+    async def read_log_page(self, generation_id: str, place: LogPlace) -> LogPage:
         """Rob, then read."""
         if self.robbed is None:
             assert await self.reap("victim", "", MODEL) == 1
@@ -185,7 +185,7 @@ class RobbedBroker(Broker):
             taken = await take(self, entry, "robber")
             self.robbed = entry, taken.lease
             await self.step([row_of(taken.job, taken.lease, NUM_LOGGED, NUM_LOGGED + 1)])
-        return await super().read_log(generation_id, from_position)
+        return await super().read_log_page(generation_id, place)
 
 
 @asynccontextmanager

@@ -132,7 +132,7 @@ class GenerationRequest:
         _require_between("num_top_logprobs", self.num_top_logprobs, 0, MAX_TOP_LOGPROBS)
         if self.output_ids and (self.logged or self.num_choices > 1):
             raise ValueError("output_ids is for one choice and without logged")
-        for choice, _ in self.logged:
+        for choice in {choice for choice, _ in self.logged}:
             _require_between("the choice of a logged token", choice, 0, self.num_choices - 1)
 
     @property
