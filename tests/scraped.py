@@ -1,9 +1,7 @@
-"""What a process tells Prometheus, asked for as Prometheus does, and the ports it is told at."""
+"""What a process tells Prometheus, asked for as Prometheus does."""
 
 import http.client
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -47,14 +45,3 @@ def scrape(port: int) -> Scrape:
     assert len(seen) == len(set(seen)), f"a family is told twice: {seen}"
     samples = [sample for family in families for sample in family.samples]
     return Scrape({(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples})
-
-
-@contextmanager
-def free_ports(count: int) -> Iterator[list[int]]:
-    """Ports that nobody listens on, and that nobody else is given as long as this lasts: bound, never listening."""
-    with ExitStack() as stack:
-        holders = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for holder in holders:
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.bind(("127.0.0.1", 0))
-        yield [holder.getsockname()[1] for holder in holders]

@@ -1,6 +1,5 @@
 """Real servers on TCP ports: a cluster of three masters with every slot assigned, or one that is no cluster."""
 
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,6 +11,7 @@ import redis
 
 from contract.lifetime import spawn
 from herd.valkey import find_server_binary
+from tests.ports import free_ports
 from tests.until import until_now
 
 NUM_NODES = 3
@@ -30,7 +30,8 @@ class RunningCluster:
 def start_cluster(folder: Path) -> Iterator[RunningCluster]:
     """Start the nodes, join them, wait until each calls the cluster whole."""
     with ExitStack() as stack:
-        ports, bus_ports = _free_ports(NUM_NODES), _free_ports(NUM_NODES)
+        free = stack.enter_context(free_ports(2 * NUM_NODES))
+        ports, bus_ports = free[:NUM_NODES], free[NUM_NODES:]
         processes = {}
         for port, bus_port in zip(ports, bus_ports, strict=True):
             options = ["--cluster-enabled", "yes", "--cluster-port", str(bus_port)]
@@ -45,8 +46,7 @@ def start_cluster(folder: Path) -> Iterator[RunningCluster]:
 @contextmanager
 def start_single(folder: Path) -> Iterator[int]:
     """A server that is no cluster; its port."""
-    [port] = _free_ports(1)
-    with _start(folder / str(port), port, []):
+    with free_ports(1) as [port], _start(folder / str(port), port, []):
         yield port
 
 
@@ -66,14 +66,6 @@ def _start(folder: Path, port: int, options: list[str]) -> "Iterator[subprocess.
     finally:
         process.kill()
         process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _answers(node: redis.Redis) -> bool:

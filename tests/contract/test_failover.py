@@ -1,7 +1,6 @@
 """A replica becomes master: what holds is what it had; the rest is a lost tail, which is never silent."""
 
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +16,7 @@ from contract.broker import Broker, NotTaken, RowOutcome
 from contract.lifetime import spawn
 from herd.valkey import server_command
 from tests.contract.rig import CALLER, GATEWAY, MODEL, OTHER_WORKER, WORKER, Rig
+from tests.ports import free_ports
 from tests.until import until
 
 
@@ -50,19 +50,19 @@ def servers() -> "Iterator[tuple[str, str]]":
     """URLs of two valkeys, the second a replica of the first."""
     folder = Path(tempfile.mkdtemp(prefix="herd-"))
     children: list[subprocess.Popen[bytes]] = []
-    urls = []
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        command = server_command(folder / f"{name}.sock", folder / name)
-        command[command.index("--port") + 1] = str(_free_port())
-        children.append(
-            spawn([*command, "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"], stdout=subprocess.DEVNULL)
-        )
-        urls.append(f"redis://127.0.0.1:{command[command.index('--port') + 1]}/0")
-    yield urls[0], urls[1]
-    for child in children:
-        child.kill()
-        child.wait()
+    with free_ports(2) as ports:
+        for port in ports:
+            own = folder / str(port)
+            own.mkdir()
+            command = server_command(own / "v.sock", own)
+            command[command.index("--port") + 1] = str(port)
+            command += ["--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"]
+            children.append(spawn(command, stdout=subprocess.DEVNULL))
+        first, second = (f"redis://127.0.0.1:{port}/0" for port in ports)
+        yield first, second
+        for child in children:
+            child.kill()
+            child.wait()
     shutil.rmtree(folder)
 
 
@@ -156,9 +156,3 @@ async def _answers(client: Any) -> bool:
 
 async def _is_linked(client: Any) -> bool:
     return bool((await client.info("replication"))["master_link_status"] == "up")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

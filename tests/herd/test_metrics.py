@@ -19,7 +19,8 @@ from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from telemetry import names
 from tests.herd_process import ROOT, HerdProcess, herd_up
 from tests.otlp_receiver import Receiver, otlp_receiver
-from tests.scraped import Scrape, free_ports, scrape
+from tests.ports import free_ports
+from tests.scraped import Scrape, scrape
 from tests.until import until
 
 MODEL = "demo"
