@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from tests.stop_listening import stop_listening
+
 FIRST_BYTES = 900
 GROWTH = 1.4  # a connection that brings nothing new is followed by a longer one: in the end everything comes
 
@@ -50,7 +52,7 @@ async def cut_cable(address: str, cuts: Cuts) -> AsyncIterator[str]:
     try:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
-        server.close()
+        await stop_listening(server)
         for task in joined:
             task.cancel()
         await asyncio.gather(*joined, return_exceptions=True)

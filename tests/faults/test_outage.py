@@ -14,6 +14,7 @@ import pytest
 from llamaherd.client import AsyncClient
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from tests.faults.chaos.herd import Herd, reserved_ports
+from tests.stop_listening import stop_listening
 from tests.until import until
 
 AWAY_S = 10.0
@@ -87,5 +88,5 @@ async def refusing(path: Path) -> AsyncIterator[list[float]]:
     try:
         yield times
     finally:
-        listener.close()
+        await stop_listening(listener)
         await listener.wait_closed()

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from contract.scripts import load_script
+from tests.stop_listening import stop_listening
 
 
 class RedisCable:
@@ -91,7 +92,7 @@ async def redis_cable(onward: Path, path: Path, script: str) -> AsyncIterator[Re
     try:
         yield cable
     finally:
-        server.close()
+        await stop_listening(server)
         cable.close()
         await server.wait_closed()
 

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from contract import keys
 from contract.lifetime import spawn
+from tests.stop_listening import stop_listening
 from tests.until import until
 
 
@@ -121,7 +122,7 @@ async def cable(address: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
     try:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", between.cut
     finally:
-        server.close()
+        await stop_listening(server)
         between.cut()
         await server.wait_closed()
 
