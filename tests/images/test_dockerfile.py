@@ -36,7 +36,7 @@ def test_bases_are_named_by_a_full_version() -> None:
 
 def test_ci_prepares_debian_as_the_images_do() -> None:
     """What the tests of this folder cannot run is run by .ci/run, on a fresh Debian 12."""
-    ci = (ROOT / ".ci/run").read_text().splitlines()
+    ci = [line.strip() for line in (ROOT / ".ci/run").read_text().splitlines()]
     prepared = [f"images/{script} {' '.join(args)}" for script, args in steps() if script == PREPARES_DEBIAN]
 
     assert len(prepared) == 3
