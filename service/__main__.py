@@ -11,6 +11,7 @@ from contract import exit_status
 from contract.broker import ServerUnfit
 from contract.event_loop import freeze_loaded, new_event_loop
 from service.gateway import serve
+from service.open_files import allow_connections
 from service.settings import GatewaySettings
 from telemetry.environment import WrongSettings, read
 from telemetry.logs import start_logging
@@ -30,6 +31,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return exit_status.UNFIT
     start_logging(SERVICE_NAME, settings.log_level)
+    allow_connections(settings.max_connections)
     stop_tracing = start_tracing(SERVICE_NAME)
     try:
         metrics = start_metrics(SERVICE_NAME, endpoint(settings.metrics_host, settings.metrics_port))

@@ -115,6 +115,39 @@ def test_telemetry_loads_no_grpc() -> None:
     assert printed_by(code) == "False"
 
 
+@pytest.mark.parametrize(
+    ("limits", "raised", "is_warned"),
+    [
+        ((256, 2000), 1512, False),
+        ((256, 1000), 1000, True),
+        ((1600, 2000), 1600, False),
+    ],
+)
+def test_open_files_are_raised_to_what_connections_need(limits: tuple[int, int], raised: int, is_warned: bool) -> None:
+    """A thousand of them, in a process of its own: a hard limit that is lowered stays so."""
+    code = (
+        "import resource, service.open_files; files = resource.RLIMIT_NOFILE;"
+        f"resource.setrlimit(files, {limits}); service.open_files.allow_connections(1000);"
+        "print(*resource.getrlimit(files))"
+    )
+    *warnings, told = printed_by(code).splitlines()
+
+    assert told == f"{raised} {limits[1]}"
+    assert ["too few file descriptors for max_connections" in line for line in warnings] == [True] * is_warned
+
+
+async def test_a_gateway_looks_after_its_open_files(tmp_path: Path) -> None:
+    """At its start, before anybody connects; no Redis is there yet."""
+    with gateway_process("redis://127.0.0.1:1", tmp_path / "log", {"HERD_GATEWAY_MAX_CONNECTIONS": "2000000000"}) as it:
+        warned = await it.wait_for(
+            "too few file descriptors for max_connections: raise the hard limit, or lower the setting"
+        )
+
+    assert warned["level"] == "warning"
+    assert warned["needed"] == 2_000_000_512
+    assert warned["allowed"] < warned["needed"]
+
+
 def printed_by(code: str) -> str:
     """What a program prints."""
     command = [sys.executable, "-c", code]
