@@ -8,10 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine.kv_oracle import (
+    CPU,
+    MAX_CONTEXT,
+    MAX_ERROR,
+    VOCAB,
+    assert_same_codes,
+    attention_of,
+    empty_cache,
+    relative_error,
+    rotary_tables,
+    rotated,
+    same_bits,
+    scattered_cache,
+    small_config,
+    written,
+)
 from tests.engine.oracle import block_tables, random_prompts
 from tests.engine.random_source import RandomSource
 from worker.engine.batch import SequenceSlice
-from worker.engine.config import KVFormat, LlamaConfig, Quantization
+from worker.engine.config import KVFormat, Quantization
 from worker.engine.hopper_model import HopperModel
 from worker.engine.kernels.attention import BLOCK_SIZE, DecodeAttention
 from worker.engine.kernels.rowwise import gather_codes, rotate_and_write
@@ -20,113 +36,11 @@ from worker.engine.loader import build_model, load_hopper_model, load_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-MAX_CONTEXT = 2048
+CUDA = torch.device("cuda", 0)
 POSITIONS = [0, 62, 63, 64, 254, 255, 256, 999, 2047, -1, 15, 16]
-MAX_ERROR = 2e-3  # relative, of a row: as of the cache in fp16; the codes themselves are the reference's
-VOCAB, MODEL_CONTEXT = 1000, 600
 # Of a row's logits, relative. fp16 activations turn some codes round to their neighbours, so that ours and the oracle's
 # int8 caches differ by about as much as int8 from float.
 MAX_LOGITS_ERROR, MAX_KV_ERROR = 2.5e-2, 4e-2
-NOTHING_FRESH = torch.tensor([], dtype=torch.int64)
-
-
-def small_config(num_heads: int, num_kv_heads: int) -> LlamaConfig:
-    """Three layers."""
-    return LlamaConfig(
-        hidden_size=num_heads * 128,
-        intermediate_size=1408,
-        num_layers=3,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=128,
-        vocab_size=VOCAB,
-        max_position_embeddings=MODEL_CONTEXT,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        tie_word_embeddings=False,
-        dtype="float16",
-        saved_quantization=Quantization.NONE,
-    )
-
-
-def empty_cache(num_kv_heads: int, num_blocks: int, device: torch.device, dtype: torch.dtype) -> Int8KVTensors:
-    """Of zeros."""
-    config = small_config(num_kv_heads, num_kv_heads)
-    return Int8KVTensors(config, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=device)
-
-
-def rotary_tables() -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each [MAX_CONTEXT, 64], on the CPU."""
-    angles = torch.outer(torch.arange(MAX_CONTEXT).float(), 10000.0 ** (-torch.arange(64) / 64))
-    return angles.cos(), angles.sin()
-
-
-def rotated(heads: Tensor, positions: Tensor) -> Tensor:
-    """[B, heads, 128] rotated by position, in float32 on the CPU, each product and sum rounded by itself."""
-    first, second = heads.cpu().float().chunk(2, dim=-1)
-    cos, sin = (table[positions.cpu().long()][:, None] for table in rotary_tables())
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-def written(qkv: Tensor, num_heads: int, num_kv_heads: int, positions: Tensor) -> Int8KVTensors:
-    """What Int8KVTensors makes on the CPU of each row's key and value, each at the first position of its block."""
-    heads = qkv.view(len(qkv), -1, 128)
-    kv = empty_cache(num_kv_heads, len(qkv), CPU, torch.float32)
-    key = rotated(heads[:, num_heads : num_heads + num_kv_heads], positions)
-    value = heads[:, num_heads + num_kv_heads :].cpu().float()
-    kv.write(0, key, value, torch.arange(len(qkv)) * BLOCK_SIZE, NOTHING_FRESH)
-    return kv
-
-
-def assert_same_codes(kv: Int8KVTensors, slots: Tensor, expected: Int8KVTensors) -> None:
-    """To the bit: codes and scales at `slots` are those of the blocks' first positions of `expected`."""
-    blocks, offsets = slots.cpu() // BLOCK_SIZE, slots.cpu() % BLOCK_SIZE
-    for ours, theirs in ((kv.keys, expected.keys), (kv.values, expected.values)):
-        off_by = (ours[0].cpu()[blocks, offsets].int() - theirs[0][:, 0].int()).abs()
-        assert not off_by.any(), f"{int((off_by > 0).sum())} of {off_by.numel()} codes, by {int(off_by.max())} at most"
-    for our_scales, their_scales in zip(kv.scales(0), expected.scales(0), strict=True):
-        assert torch.equal(our_scales.cpu()[blocks, :, offsets], their_scales[:, :, 0])
-
-
-def scattered_cache(num_kv_heads: int, positions: Tensor, generator: torch.Generator) -> tuple[Int8KVTensors, Tensor]:
-    """Random codes in blocks scattered by tables [B, blocks], values of widely different scales; NaN past the ends."""
-    rows, width = len(positions), MAX_CONTEXT // BLOCK_SIZE
-    kv = empty_cache(num_kv_heads, rows * width, CUDA, torch.float64)
-    tables = torch.randperm(rows * width, device=CUDA, generator=generator).int().view(rows, width)
-    for codes in (kv.keys[0], kv.values[0]):
-        codes.copy_(torch.randint(-127, 128, codes.shape, device=CUDA, dtype=torch.int8, generator=generator))
-    key_scales, value_scales = kv.scales(0)
-    key_scales.uniform_(0.5 / 64, 1.5 / 64, generator=generator)
-    value_scales.normal_(0, 2.0, generator=generator).exp_().div_(64)
-    is_past = torch.arange(MAX_CONTEXT, device=CUDA) >= positions[:, None]
-    past = is_past.view(rows, width, BLOCK_SIZE)
-    by_block = torch.zeros(rows * width, BLOCK_SIZE, dtype=torch.bool, device=CUDA)
-    by_block[tables.flatten().long()] = past.flatten(0, 1)
-    for codes, scales in zip((kv.keys[0], kv.values[0]), kv.scales(0), strict=True):
-        codes[by_block] = 99
-        scales.masked_fill_(by_block[:, None], math.nan)
-    return kv, tables
-
-
-def attention_of(query: Tensor, kv: Int8KVTensors, table: Tensor, num_keys: int) -> Tensor:
-    """[H, 128] query over the cache's numbers, in float64."""
-    keys, values = (
-        each.flatten(0, 1)[:num_keys].repeat_interleave(len(query) // kv.num_kv_heads, dim=1)
-        for each in kv.read(0, table.long())
-    )
-    weights = torch.einsum("hd,shd->hs", query.to(CUDA).double(), keys).div(128**0.5).softmax(dim=-1)
-    return torch.einsum("hs,shd->hd", weights, values).flatten()
-
-
-def relative_error(out: Tensor, reference: Tensor) -> float:
-    """Norm of the difference over norm of the reference; NaN where out has one."""
-    return float((out.double() - reference).norm() / reference.norm())
-
-
-def same_bits(ours: Tensor, theirs: Tensor) -> bool:
-    """NaN equals itself."""
-    return torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +51,7 @@ def test_decode_attention_over_codes(num_heads: int, num_kv_heads: int, fused: b
     generator = torch.Generator(CUDA).manual_seed(num_heads)
     positions = torch.tensor(POSITIONS * (3 if num_kv_heads == 8 else 1), device=CUDA).int()  # few and many blocks
     rows, heads = len(positions), num_heads + 2 * num_kv_heads
-    kv, tables = scattered_cache(num_kv_heads, positions, generator)
+    kv, tables = scattered_cache(num_kv_heads, positions, MAX_CONTEXT, generator)
     before = [each.clone() for each in (kv.keys[0], kv.values[0], *kv.scales(0))]
     qkv = torch.randn(rows, heads * 128, device=CUDA, generator=generator).half()
     cos, sin = (table.to(CUDA) for table in rotary_tables())
@@ -224,7 +138,7 @@ def test_what_is_not_finite_stays_so_and_where_it_is(broken: float) -> None:
     num_heads, rows = 4, 3
     generator = torch.Generator(CUDA).manual_seed(4)
     positions = torch.tensor([70, 300, 0], device=CUDA).int()
-    kv, tables = scattered_cache(num_heads, positions, generator)
+    kv, tables = scattered_cache(num_heads, positions, MAX_CONTEXT, generator)
     qkv = torch.randn(rows, 3 * num_heads * 128, device=CUDA, generator=generator).half()
     qkv.view(rows, 3, num_heads, 128)[0, 1, 2, 77] = broken  # row 0, a key of head 2
     qkv.view(rows, 3, num_heads, 128)[1, 2, 3, 5] = broken  # row 1, a value of head 3

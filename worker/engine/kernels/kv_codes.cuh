@@ -11,7 +11,8 @@ DEVICE void rotate_exactly(float (&x)[4], const float2& c, const float2& s) {
   x[3] = __fadd_rn(__fmul_rn(x[3], c.y), __fmul_rn(a1, s.y));
 }
 
-DEVICE u32 code_of(float x, float scale) { return (u32)__float2int_rn(__fdiv_rn(x, scale)) & 255; }
+// Zero where x or the scale is infinite.
+DEVICE u32 code_of(float x, float scale) { return (u32)(__float2int_rn(__fdiv_rn(x, scale)) & 255); }
 
 // Four of a head's numbers in each lane: their codes, x[0]'s in the lowest byte, and the scale of all 128. A number that is
 // not finite makes the scale so (as integers, NaN is above infinity, and that above the others).

@@ -64,9 +64,9 @@ DEVICE void score(float (&c)[4], const u32 (&q)[16], u32 k_tile, u32 scales, int
   }
   const float near = load_ordered(scales + row * 4), far = load_ordered(scales + row * 4 + 32);
 #pragma unroll
-  for (int i = 0; i < 2; i++) {  // a scale that is not finite makes the score NaN, whatever its sign
-    c[i] = __fmaf_rn(c[i], near, near - near);
-    c[i + 2] = __fmaf_rn(c[i + 2], far, far - far);
+  for (int i = 0; i < 2; i++) {  // beside an infinite scale all codes are zero (kv_codes.cuh), so the score is NaN
+    c[i] *= near;
+    c[i + 2] *= far;
   }
 }
 
