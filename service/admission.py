@@ -33,10 +33,17 @@ class Admission:
         return not self._closed.is_set()
 
     @contextmanager
-    def enter(self) -> Iterator[None]:
-        """Be inside for the length of the block. Raises Draining or Unavailable."""
+    def enter(self, *, has_place: bool = False) -> Iterator[None]:
+        """Be inside for the length of the block. Raises Draining or Unavailable.
+
+        Args:
+            has_place: the RPC is inside already, and begins something more.
+        """
         if self._closed.is_set():
             raise Draining
+        if has_place:
+            yield
+            return
         if self._num_inside >= self._max_streams:
             text = f"this gateway has {self._num_inside} streams; {self._max_streams} are allowed"
             raise Unavailable(text, self._pushback.take(self._pace.per_s, time.monotonic()))

@@ -117,7 +117,7 @@ class ChatStream:
         """The turn's last message is written when the next turn may begin: its client answers at once."""
         try:
             with turn_span(self._session, self._context.carrier):
-                last = await say_turn(self._session, self._follower, begun, resume, self._write)
+                last = await say_turn(self._session, self._follower, begun, resume, self._write, has_place=True)
         except _ENDS_STREAM:
             raise
         except ServeError as error:

@@ -30,18 +30,21 @@ async def say_turn(
     begun: BegunTurn,
     resume: Resume,
     write: Callable[[bytes], Awaitable[None]],
+    *,
+    has_place: bool = False,
 ) -> bytes:
     """Write every message of the turn but the last, `turn_finished`, which is returned: another turn may begin then.
 
     Args:
         resume: where to begin, for a turn that stands.
+        has_place: the RPC was let in for the whole conversation, which says one turn at a time.
 
     Raises ServeError. A turn that could not be queued, or whose generation failed, has left the history by then; one
     that this gateway cannot follow any further goes on.
     """
     started_s, has_tokens = time.monotonic(), False
     finished, completed = common_pb2.ChoiceFinished(), common_pb2.Completed()
-    async with _followed(session, follower, begun, resume) as followed:
+    async with _followed(session, follower, begun, resume, has_place) as followed:
         while not followed.is_finished:
             for body in await followed.next_messages():
                 if body[0] == _TOKENS:
@@ -104,16 +107,17 @@ def turn_span(session: ChatSession, carrier: Mapping[str, str]) -> Iterator[None
 
 @asynccontextmanager
 async def _followed(
-    session: ChatSession, follower: Follower, begun: BegunTurn, resume: Resume
+    session: ChatSession, follower: Follower, begun: BegunTurn, resume: Resume, has_place: bool
 ) -> AsyncIterator[Followed]:
     trace.get_current_span().set_attribute(names.ATTR_TURN, begun.turn.number)
     if begun.call is None:
-        async with follower.attach(begun.turn.generation_id, session.caller, resume) as followed:
+        generation_id = begun.turn.generation_id
+        async with follower.attach(generation_id, session.caller, resume, has_place=has_place) as followed:
             yield followed
         return
     is_queued = False
     try:
-        async with follower.follow(begun.call) as followed:
+        async with follower.follow(begun.call, has_place=has_place) as followed:
             is_queued = True
             await session.heed_interrupt(begun.turn)
             yield followed

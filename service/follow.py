@@ -94,12 +94,15 @@ class Follower:
         self._max_log_bytes = max_log_bytes
 
     @asynccontextmanager
-    async def follow(self, call: Call) -> AsyncIterator[Followed]:
+    async def follow(self, call: Call, *, has_place: bool = False) -> AsyncIterator[Followed]:
         """The generation that `call` asks for. Leaving the block gives it up, if no other reader is there.
 
         Raises ServeError.
+
+        Args:
+            has_place: the RPC was let in already, for longer.
         """
-        with self._admission.enter():
+        with self._admission.enter(has_place=has_place):
             job = await self.check(call)
             with (
                 self._relay.open(job.generation_id, call.caller, job) as stream,
@@ -115,12 +118,20 @@ class Follower:
                 yield Followed(call, job, stream, self._submitter)
 
     @asynccontextmanager
-    async def attach(self, generation_id: str, caller: str, resume: Resume) -> AsyncIterator[Followed]:
+    async def attach(
+        self, generation_id: str, caller: str, resume: Resume, *, has_place: bool = False
+    ) -> AsyncIterator[Followed]:
         """A generation that stands, from a position on. Leaving the block gives it up as leaving `follow` does.
 
         Raises ServeError.
+
+        Args:
+            has_place: as for `follow`.
         """
-        with self._admission.enter(), self._relay.open(generation_id, caller, None, resume) as stream:
+        with (
+            self._admission.enter(has_place=has_place),
+            self._relay.open(generation_id, caller, None, resume) as stream,
+        ):
             structlog.contextvars.bind_contextvars(generation_id=generation_id)
             record = await self._submitter.attach(stream)
             stream.attach_to(record.job)

@@ -43,8 +43,8 @@ class GatewaySettings(BaseSettings):
     max_streams: int = Field(
         default=4096,
         ge=1,
-        description="generations this process may have readers of, and open chat streams; 64 RPCs more may be open "
-        "on one connection, and twice as many as on one in all",
+        description="generations this process may have readers of, and open chat streams, each with its turn; 64 RPCs "
+        "more may be open on one connection, and twice as many as on one in all",
     )
     max_connections: int = Field(default=8192, ge=1, description="connections; more are closed at once")
     max_connection_idle_s: float = Field(

@@ -9,7 +9,9 @@ from google.rpc import error_details_pb2
 from contract.broker import Broker
 from contract.messages import ChoiceEnd, EndReason
 from llamaherd.v1 import chat_pb2, chat_pb2_grpc, common_pb2
-from tests.service.gateways import RunningGateway, answer_of, error_of
+from tests.redis_server import RunningServer
+from tests.service.conftest import is_serving
+from tests.service.gateways import RunningGateway, answer_of, error_of, running_gateway
 from tests.service.scripted_worker import ScriptedWorker
 from tests.service.talks import SETUP, Talk, answer, detail, handle_of, next_work, rest_of
 from tests.until import until
@@ -47,6 +49,30 @@ async def test_a_conversation_of_two_turns(broker: Broker, worker: ScriptedWorke
         ("My name is Ann.", "Hello, Ann!"),
         ("What is my name?", "Ann."),
     ]
+
+
+async def test_a_conversation_takes_one_place_also_while_it_talks(
+    broker: Broker, worker: ScriptedWorker, valkey: RunningServer
+) -> None:
+    """So a gateway that is full of them answers all; what comes beside is refused, and let in once one has left."""
+    async with running_gateway(valkey.url, max_streams=1) as gateway:
+        await until(lambda: is_serving(gateway), what="the gateway sees the worker")
+        talk, other = Talk(gateway), Talk(gateway)
+        ready = await talk.setup()
+        await talk.say("My name is Ann.")
+        work = await next_work(broker, worker, ready)
+        await other.call.write(chat_pb2.ChatRequest(setup=SETUP))
+        refused = await error_of(other.call)
+        await answer(work, "Hello, Ann!")
+        assert (await talk.event("turn_finished")).turn_finished.turn == 0
+        await talk.call.done_writing()
+        assert await talk.call.read() is grpc.aio.EOF
+
+        again = Talk(gateway)
+        await again.setup()
+        again.call.cancel()
+
+    assert refused.details() == "this gateway has 1 streams; 1 are allowed"
 
 
 async def test_an_interrupt_ends_the_turn_and_keeps_what_was_shown(
