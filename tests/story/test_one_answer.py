@@ -52,12 +52,12 @@ def test_a_stop_string_ends_the_answer_before_it(herd_up: HerdProcess) -> None:
 
 
 def test_a_bad_field_is_a_typed_error(herd_up: HerdProcess) -> None:
-    """Exit status 1, the code and the field on standard error."""
-    done = herd("generate", "hi", "--temperature", "-1", "--address", herd_up.address)
+    """What the gateway refuses: exit status 1, the code and the field on standard error."""
+    done = herd("generate", "hi", "--stop", "", "--address", herd_up.address)
 
     assert done.returncode == 1
     assert "INVALID_ARGUMENT" in done.stderr
-    assert "spec.sampling.temperature" in done.stderr
+    assert "spec.stopping.stop_strings" in done.stderr
 
 
 def test_nothing_listens_is_a_clear_error() -> None:
