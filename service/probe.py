@@ -19,6 +19,7 @@ from service.health import model_service
 from service.settings import GatewaySettings
 
 TIMEOUT_S = 3.0
+_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)  # also beside others to the same address
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -48,11 +49,12 @@ def ask(settings: GatewaySettings, service: str = "") -> int:
     address = f"[{host}]" if ":" in (host := _reachable(settings.host)) else host
     address = f"{address}:{settings.port}"
     if settings.tls_cert is None:
-        channel = grpc.insecure_channel(address)
+        channel = grpc.insecure_channel(address, _OWN_CONNECTION)
     else:
         name = _name_in_certificate(settings.tls_cert, host, settings.port)
         credentials = grpc.ssl_channel_credentials(settings.tls_cert.read_bytes())
-        channel = grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", name)])
+        options = (*_OWN_CONNECTION, ("grpc.ssl_target_name_override", name))
+        channel = grpc.secure_channel(address, credentials, options)
     with channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_S)
