@@ -263,6 +263,19 @@ def encode_tokens(tokens: Sequence[LoggedToken], chain: int) -> tuple[bytes, int
     return response.SerializeToString(), chain
 
 
+def to_logged(token: common_pb2.Token) -> LoggedToken:
+    """A token of the log as a worker appends it."""
+    return LoggedToken(
+        choice=token.choice,
+        index=token.index,
+        position=token.position,
+        token_id=token.id,
+        text=token.text,
+        logprob=token.logprob if token.HasField("logprob") else None,
+        alternatives=tuple(Alternative(each.id, each.logprob, each.text) for each in token.top_logprobs),
+    )
+
+
 def decode_tokens(body: bytes) -> Sequence[common_pb2.Token]:
     """The tokens of one or several joined bodies. Raises MalformedMessage."""
     try:

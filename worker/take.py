@@ -9,8 +9,7 @@ import structlog
 from contract.broker import Broker, Delivered, NotTaken, Taken, new_lease
 from contract.bundle import ModelBundle
 from contract.log_pages import LogPlace
-from contract.messages import Alternative, LoggedToken, MalformedMessage, TokenRow, decode_tokens
-from llamaherd.v1 import common_pb2
+from contract.messages import MalformedMessage, TokenRow, decode_tokens, to_logged
 from worker.attempt import Attempt
 from worker.bundle import token_pieces
 from worker.cancels import check_leases
@@ -117,7 +116,7 @@ class Taker:
             page = await until_answered(partial(self._broker.read_log_page, attempt.generation_id, place))
             for entry in page.entries:
                 if isinstance(entry, TokenRow):
-                    attempt.resume([_logged(token) for token in decode_tokens(entry.body)])
+                    attempt.resume([to_logged(token) for token in decode_tokens(entry.body)])
                     if entry.t0 // TOKENS_A_TURN != entry.end // TOKENS_A_TURN:
                         await asyncio.sleep(0)
             place = page.goes_on
@@ -130,18 +129,6 @@ class Taker:
     def _note_set_aside(self, entry: Delivered, why: str) -> None:
         log.error("job set aside", why=why, generation_id=entry.generation_id)
         count_poison(self._model)
-
-
-def _logged(token: common_pb2.Token) -> LoggedToken:
-    return LoggedToken(
-        choice=token.choice,
-        index=token.index,
-        position=token.position,
-        token_id=token.id,
-        text=token.text,
-        logprob=token.logprob if token.HasField("logprob") else None,
-        alternatives=tuple(Alternative(each.id, each.logprob, each.text) for each in token.top_logprobs),
-    )
 
 
 def to_request(attempt: Attempt, eos_token_ids: tuple[int, ...]) -> GenerationRequest:

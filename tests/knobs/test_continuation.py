@@ -14,15 +14,14 @@ from contract import keys
 from contract.broker import Broker, Standing, State, StepRow, Taken, new_lease
 from contract.messages import (
     CHAIN_START,
-    Alternative,
     Ending,
     Job,
     JobSampling,
     JobStopping,
-    LoggedToken,
     TokenRow,
     decode_tokens,
     encode_tokens,
+    to_logged,
 )
 from llamaherd.v1 import common_pb2
 from tests.knobs.model import EOS_IDS
@@ -130,24 +129,11 @@ async def leave_at(broker: Broker, job: Job, *rows: Sequence[common_pb2.Token]) 
     assert isinstance(await broker.take(entry, worker_id=FIRST, lease=lease), Taken)
     start, chain0 = 0, CHAIN_START
     for tokens in filter(None, rows):
-        body, chain1 = encode_tokens([as_logged(token) for token in tokens], chain0)
+        body, chain1 = encode_tokens([to_logged(token) for token in tokens], chain0)
         await broker.step([StepRow(generation_id, lease, start, len(tokens), chain0, chain1, body)])
         start, chain0 = start + len(tokens), chain1
     assert await broker.release(entry, worker_id=FIRST, lease=lease)
     return generation_id
-
-
-def as_logged(token: common_pb2.Token) -> LoggedToken:
-    """A token as a worker appends it."""
-    return LoggedToken(
-        choice=token.choice,
-        index=token.index,
-        position=token.position,
-        token_id=token.id,
-        text=token.text,
-        logprob=token.logprob if token.HasField("logprob") else None,
-        alternatives=tuple(Alternative(each.id, each.logprob, each.text) for each in token.top_logprobs),
-    )
 
 
 @pytest.mark.parametrize("name", CASES)
