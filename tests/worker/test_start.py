@@ -10,7 +10,7 @@ import pytest
 
 import worker.__main__ as worker_main
 from contract import exit_status
-from tests.herd_process import ROOT, children_of
+from tests.herd_process import ROOT, children_of, is_alive
 from tests.until import until_now
 from tests.worker.test_settings import environment
 
@@ -82,5 +82,8 @@ def test_an_engine_process_dies_with_the_supervisor_that_never_attended_it(redis
     """The kernel sees to it from the first moment on."""
     with starting(SLEEPS, HERD_WORKER_REDIS_URL=redis_url) as worker:
         until_now(lambda: children_of(worker.pid))
+        (engine,) = children_of(worker.pid)
         worker.kill()
         said_by(worker)
+    until_now(lambda: not is_alive(engine))
+    assert worker.returncode == -signal.SIGKILL
