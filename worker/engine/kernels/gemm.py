@@ -151,7 +151,7 @@ class QuantizedGemm:
         return out
 
     def multiply_rounded(self, x: RoundedRows, out: Tensor, *, overlap: bool = False) -> Tensor:
-        """The same product of rows in int8, of any number: on the int8 tensor cores, twice as fast; int8 weights only.
+        """The same product of rows in int8, of any number: on the int8 tensor cores; int8 weights only.
 
         The sums are exact, each times its two scales in float32.
         """
