@@ -8,7 +8,8 @@ import enum
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, Self
 
 from contract.typed import misfit
@@ -135,7 +136,7 @@ class Job:
     def to_bytes(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces; what was added to the first version is left out while it is off."""
         parts = {"sampling": _present(self.sampling), "stopping": _present(self.stopping)}
-        return json.dumps({"v": VERSION, **_present(self), **parts}, sort_keys=True, separators=(",", ":")).encode()
+        return _to_json({"v": VERSION, **_present(self), **parts}).encode()
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
@@ -158,22 +159,32 @@ class Job:
 
 
 _FIRST_VERSION = ("logprobs", "trace_context", "stop_strings")  # fields with a default that are always written
+_to_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def _present(record: Job | JobSampling | JobStopping) -> dict[str, Any]:
     """The fields that say something."""
-    pairs = ((each, getattr(record, each.name)) for each in fields(record))
-    return {each.name: value for each, value in pairs if each.name in _FIRST_VERSION or value != each.default}
+    kind: Any = type(record)  # mypy takes no class for hashable
+    pairs = ((name, getattr(record, name), off) for name, off in _offs(kind).items())
+    return {name: value for name, value, off in pairs if value != off}
 
 
-def _known(kind: type[Job | JobSampling | JobStopping], raw: Mapping[str, Any]) -> dict[str, Any]:
+def _known(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that this version knows; JSON's lists as the tuples that they were."""
-    names = {each.name for each in fields(kind)}
+    names = _offs(kind)
     return {name: _frozen(value) for name, value in raw.items() if name in names}
 
 
+@cache
+def _offs(kind: type[Any]) -> Mapping[str, Any]:
+    """Every field, and the value with which it is left out; MISSING, which is no value, for one that never is."""
+    return {each.name: MISSING if each.name in _FIRST_VERSION else each.default for each in fields(kind)}
+
+
 def _frozen(value: Any) -> Any:
-    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return tuple(map(_frozen, value)) if list in map(type, value) else tuple(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +202,7 @@ def encode_choice_ends(ends: Sequence[ChoiceEnd]) -> bytes:
     """JSON list; b'' for none."""
     if not ends:
         return b""
-    rows = [asdict(end) for end in ends]
-    return json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()
+    return _to_json([asdict(end) for end in ends]).encode()
 
 
 def decode_choice_ends(body: bytes) -> tuple[ChoiceEnd, ...]:
