@@ -191,15 +191,11 @@ def _observed(method: str, context: Context, *, has_span: bool = True) -> Iterat
     """One SERVER span under the caller's, or only the caller's; and one log line at the end."""
     started_s = time.monotonic()
     callers = extract_context(context.carrier)
-    opened = tracer.start_as_current_span(
-        method,
-        context=callers,
-        kind=SpanKind.SERVER,
-        attributes={names.ATTR_RPC_SYSTEM: "grpc", names.ATTR_RPC_METHOD: method},
-        record_exception=False,
-        set_status_on_exception=False,
-    )
-    with opened if has_span else trace.use_span(trace.get_current_span(callers)) as span:
+    span = trace.get_current_span(callers)
+    if has_span:
+        attributes = {names.ATTR_RPC_SYSTEM: "grpc", names.ATTR_RPC_METHOD: method}
+        span = tracer.start_span(method, callers, SpanKind.SERVER, attributes)
+    with trace.use_span(span, end_on_exit=has_span, record_exception=False, set_status_on_exception=False):
         outcome = _Outcome(span)
         try:
             yield outcome

@@ -1,7 +1,7 @@
 """Starts tracing in a process, by the standard OTEL_* variables. Spans and metrics leave over OTLP http/protobuf only.
 
 Never over gRPC: the worker must not load it. Without an endpoint spans are made, so that traces have ids and contexts
-cross the hops, and go nowhere.
+cross the hops, and are not recorded (telemetry/unrecorded.py).
 """
 
 import logging
@@ -13,6 +13,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from telemetry.unrecorded import UnrecordedSpans
 
 PROCESS_PID = "process.pid"
 FLUSH_TIMEOUT_S = 3.0  # a collector that is down must not hold up the end of a process for longer
@@ -32,12 +34,14 @@ def start_tracing(service_name: str) -> Callable[[], None]:
     environ = os.environ
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return _nothing_to_flush
-    provider = TracerProvider(resource=resource_of(service_name), shutdown_on_exit=False)
-    trace.set_tracer_provider(provider)
     if not exports(environ, "TRACES"):
+        has_sampler = bool(environ.get("OTEL_TRACES_SAMPLER"))  # which decides for the processes behind this one too
+        trace.set_tracer_provider(TracerProvider() if has_sampler else UnrecordedSpans())
         return _nothing_to_flush
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
+    provider = TracerProvider(resource=resource_of(service_name), shutdown_on_exit=False)
+    trace.set_tracer_provider(provider)
     exporter = OTLPSpanExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
 
