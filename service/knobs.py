@@ -4,8 +4,9 @@ The bounds are those that the .proto files state.
 """
 
 import secrets
+from functools import lru_cache
 
-from contract.bundle import SAMPLING_RANGES, ModelBundle
+from contract.bundle import SAMPLING_RANGES, GenerationDefaults, ModelBundle
 from contract.messages import Job, JobSampling, JobStopping
 from llamaherd.v1 import common_pb2
 from service.violations import Violations
@@ -38,7 +39,8 @@ def resolve_sampling(sampling: common_pb2.Sampling, bundle: ModelBundle, violati
     if sampling.HasField("top_k"):
         violations.check_range(f"{path}.top_k", sampling.top_k, 0, bundle.vocab_size)
     _check_logit_bias(sampling, bundle, violations)
-    used = _default_sampling(bundle)  # a message, so that defaults have the precision of what is echoed
+    used = common_pb2.Sampling()  # a message, so that defaults have the precision of what is echoed
+    used.CopyFrom(_default_sampling(bundle.defaults, bundle.vocab_size))
     used.MergeFrom(sampling)
     return JobSampling(
         temperature=used.temperature,
@@ -159,9 +161,9 @@ def _default_max_new_tokens(num_prompt: int, bundle: ModelBundle) -> int:
     return max(1, min(left, DEFAULT_MAX_NEW_TOKENS))
 
 
-def _default_sampling(bundle: ModelBundle) -> common_pb2.Sampling:
-    """What the model's generation_config.json asks for, and off where it says nothing."""
-    defaults = bundle.defaults
+@lru_cache(maxsize=64)
+def _default_sampling(defaults: GenerationDefaults, vocab_size: int) -> common_pb2.Sampling:
+    """What the model's generation_config.json asks for, and off where it says nothing. To be copied, never changed."""
     used = common_pb2.Sampling(
         temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1, repetition_penalty=1, n=1,
         frequency_penalty=0, presence_penalty=0,
@@ -169,7 +171,7 @@ def _default_sampling(bundle: ModelBundle) -> common_pb2.Sampling:
     for name in SAMPLING_RANGES:
         if (value := getattr(defaults, name)) is not None:
             setattr(used, name, value)
-    used.top_k = min(defaults.top_k or 0, bundle.vocab_size)
+    used.top_k = min(defaults.top_k or 0, vocab_size)
     if defaults.do_sample is False:
         used.temperature = 0
     return used

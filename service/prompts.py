@@ -115,8 +115,8 @@ async def encode_input(
 
 def _check_ids(ids: Sequence[int], model: ServedModel, violations: Violations) -> list[int]:
     highest = model.bundle.vocab_size - 1
-    wrong = next((index for index, id_ in enumerate(ids) if id_ > highest), None)
-    if wrong is None:
-        return list(ids)
+    if max(given := list(ids), default=0) <= highest:
+        return given
+    wrong = next(index for index, id_ in enumerate(given) if id_ > highest)
     violations.add(f"spec.token_ids.ids[{wrong}]", f"is {ids[wrong]}; ids are 0 to {highest}")
     return []

@@ -12,6 +12,8 @@ from service.pace import Pace, Pushback
 
 POLL_S = 1.0
 
+_EMPTY = QueueDepth(0, 0, 0, 0)
+
 Depths = Mapping[tuple[str, str], QueueDepth]  # by model and class
 
 
@@ -84,7 +86,7 @@ class Queues:
         return self._paces[model].per_s if model in self._paces else None
 
     def _depth(self, model: str, job_class: str) -> QueueDepth:
-        return self.depths.get((model, job_class), QueueDepth(0, 0, 0, 0))
+        return self.depths.get((model, job_class), _EMPTY)
 
     @staticmethod
     def _of(model: str, depths: Depths) -> list[QueueDepth]:
