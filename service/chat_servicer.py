@@ -62,13 +62,13 @@ class ChatServicer:
             stream = ChatStream(context, session, self._follower, self._admission, self._drain_timeout_s)
             await stream.run(requests, resume_of(setup))
 
-    async def send_turn(self, request: chat_pb2.SendTurnRequest, context: Context) -> None:
+    async def send_turn(self, request: chat_pb2.SendTurnRequest, context: Context) -> bytes:
         """One turn of a conversation, old or new."""
         session = await self._join(request.setup, request.session_handle)
         with turn_span(session, context.carrier):
             begun = await session.begin(request.user_message)
             await context.write(chat_pb2.SendTurnResponse(ready=session.ready).SerializeToString())
-            await context.write(await say_turn(session, self._follower, begun, Resume(0, None), context.write))
+            return await say_turn(session, self._follower, begun, Resume(0, None), context.write)
 
     async def interrupt(self, request: chat_pb2.InterruptRequest, context: Context) -> chat_pb2.InterruptResponse:
         """End the turn that a conversation is in the middle of."""

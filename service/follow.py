@@ -40,6 +40,12 @@ class Followed:
         return self._stream.is_finished
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the last message that was given out was `completed`: it is finished, and not by an error."""
+        ending = self._stream.cursor.ending
+        return self.is_finished and ending is not None and events.is_ok(ending)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens given out so far."""
         return self._stream.num_sent

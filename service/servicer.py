@@ -39,14 +39,14 @@ class GenerationServicer:
             "CancelGeneration": self.cancel_generation,
         }
 
-    async def generate(self, request: generation_pb2.GenerateRequest, context: Context) -> None:
+    async def generate(self, request: generation_pb2.GenerateRequest, context: Context) -> bytes:
         """Stream a generation. Everything that came since the last write goes out in one message of tokens."""
         started_s = time.monotonic()
         spans.describe_operation(is_chat=request.spec.HasField("chat"), is_stream=True)
         async with self._follower.follow(_call_of(request, context)) as followed:
-            await _write_all(followed, context, started_s)
+            return await _write_all(followed, context, started_s)
 
-    async def attach(self, request: generation_pb2.AttachRequest, context: Context) -> None:
+    async def attach(self, request: generation_pb2.AttachRequest, context: Context) -> bytes:
         """Stream a generation that stands, from a position on; AttachResponse has the form of GenerateResponse."""
         started_s = time.monotonic()
         generation_id = _checked(request.generation_id)
@@ -54,7 +54,7 @@ class GenerationServicer:
         if resume.position == 0 and resume.chain not in (None, CHAIN_START):
             raise LogBehind(0)
         async with self._follower.attach(generation_id, ANONYMOUS, resume) as followed:
-            await _write_all(followed, context, started_s)
+            return await _write_all(followed, context, started_s)
 
     async def submit_generation(
         self, request: generation_pb2.SubmitGenerationRequest, context: Context
@@ -114,17 +114,21 @@ class GenerationServicer:
         return generation_pb2.CancelGenerationResponse(state=generation_pb2.GENERATION_STATE_FINISHED, reason=reason)
 
 
-async def _write_all(followed: Followed, context: Context, started_s: float) -> None:
-    """Every message up to the end. Raises the error that the generation ended with."""
+async def _write_all(followed: Followed, context: Context, started_s: float) -> bytes:
+    """Every message but the last, `completed`, which is returned. Raises the error that the generation ended with."""
     await context.write(followed.accepted())
-    has_tokens = False
+    has_tokens, completed = False, b""
     while not followed.is_finished:
-        for message in await followed.next_messages():
+        messages = await followed.next_messages()
+        if followed.is_complete:
+            completed = messages.pop()
+        for message in messages:
             await context.write(message)
         if followed.num_tokens and not has_tokens:
             has_tokens = True
             spans.describe_first_token(time.monotonic() - started_s)
     spans.describe_ending(followed.ending, followed.job)
+    return completed
 
 
 def _call_of(
