@@ -15,7 +15,7 @@ from contract import connection, keys, parsing
 from contract.announced import is_announced, read_bundle, read_models
 from contract.beats import read_beats
 from contract.chat import ChatStore
-from contract.connection import Client, answered
+from contract.connection import Client, answered, read_stream
 from contract.dead import DeadLetters
 from contract.errors import Overloaded, QuotaExceeded, RequestIdReused, ServerUnfit, UnknownGeneration
 from contract.log_entries import parse_inbox_row, parse_log_entry
@@ -75,6 +75,10 @@ MODEL_TTL_MS = 7 * 24 * 3_600_000
 def new_lease() -> str:
     """A random 64-bit value: compared for equality, never ordered."""
     return secrets.token_hex(8)
+
+
+def _blocking(block_ms: int) -> tuple[Any, ...]:
+    return ("BLOCK", block_ms) if block_ms else ()
 
 
 class Broker:
@@ -237,13 +241,11 @@ class Broker:
 
     async def read_inbox(self, gateway_id: str, last_id: str, *, block_ms: int) -> tuple[str, list[InboxRow]]:
         """Rows after `last_id` ('0' at first), waiting for one up to `block_ms`; and the id to go on from."""
-        async with answered(block_ms):
-            answer = await self._client.xread({keys.inbox(gateway_id): last_id}, count=64, block=block_ms or None)
+        command = ("XREAD", "COUNT", 64, *_blocking(block_ms), "STREAMS", keys.inbox(gateway_id), last_id)
         rows: list[InboxRow] = []
-        for _, entries in answer or []:
-            for entry_id, fields in entries:
-                last_id = entry_id.decode()
-                rows += [parse_inbox_row(k, v) for k, v in fields.items() if k != b"hello"]
+        for entry_id, fields in await read_stream(self._client, *command, wait_ms=block_ms):
+            last_id = entry_id.decode()
+            rows += [parse_inbox_row(k, v) for k, v in fields.items() if k != b"hello"]
         return last_id, rows
 
     async def pool(self) -> list[WorkerBeat]:
@@ -295,11 +297,10 @@ class Broker:
     ) -> list[Delivered]:
         """New entries of one class, waiting up to `block_ms` (0: not at all) for the first."""
         stream = keys.queue(model, job_class)
+        how_many = ("COUNT", count, *_blocking(block_ms))
+        command = ("XREADGROUP", "GROUP", keys.GROUP, worker_id, *how_many, "STREAMS", stream, ">")
         try:
-            async with answered(block_ms):
-                answer = await self._client.xreadgroup(
-                    keys.GROUP, worker_id, {stream: ">"}, count=count, block=block_ms or None
-                )
+            entries = await read_stream(self._client, *command, wait_ms=block_ms)
         except ResponseError as error:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
@@ -308,7 +309,7 @@ class Broker:
         except MalformedMessage:
             await self._run("open_queue", [stream], [])  # something else stands there
             return []
-        return parsing.parse_new(stream, answer[0][1] if answer else [])
+        return parsing.parse_new(stream, entries)
 
     async def adopt(self, worker_id: str, model: str, *, max_jobs: int, may_run_alone: bool) -> list[Delivered]:
         """Entries that others left behind, now pending to us; classes in order. take() follows for each.

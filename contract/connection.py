@@ -23,6 +23,7 @@ from redis.exceptions import (
 )
 
 from contract.errors import BrokerDown, ServerUnfit
+from contract.line import Lines
 from contract.messages import MalformedMessage
 
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
@@ -32,7 +33,7 @@ ANSWER_TIMEOUT_S = 5.0  # beyond this bound, and what the server was asked to wa
 CONNECT_TIMEOUT_S = 2.0
 RETRIES = 1  # at once, on a fresh connection: every write is idempotent. Longer waits are the caller's.
 MAX_CONNECTIONS = 1024
-MAX_CALLS = 256  # under way at the same time; further ones wait. What is left are pipelines and subscriptions
+MAX_CALLS = 256  # of redis-py's, at the same time; further ones wait. What is left are pipelines and subscriptions
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 1.0  # between attempts to subscribe again
 
 # The server is away, starting, in the middle of a failover, or full.
@@ -57,7 +58,7 @@ def connect(url: str) -> Client:
     Raises ServerUnfit for anything else.
     """
     options: dict[str, Any] = {
-        # `answered` bounds every call instead: with a bound of its own redis-py sends by asyncio.wait_for, which on
+        # `ask` and `answered` bound every call: with a bound of its own redis-py sends by asyncio.wait_for, which on
         # Python 3.11 loses a cancellation that comes in the moment it is done, and with it the end of a loop.
         "socket_timeout": None,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
@@ -95,6 +96,15 @@ class _Queueing:
 class _Single(_Queueing, redis.asyncio.Redis):  # type: ignore[misc]  # bases of redis-py disagree
     """A client at one server."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.lines = Lines(self.connection_pool.make_connection)
+
+    async def aclose(self, *args: Any, **options: Any) -> None:
+        """As redis-py's."""
+        self.lines.close()
+        await super().aclose(*args, **options)
+
 
 class _Cluster(_Queueing, redis.asyncio.RedisCluster):  # type: ignore[misc]  # the same
     """A client at a cluster."""
@@ -108,11 +118,53 @@ def without_password(url: str) -> str:
 
 
 class _Packing:
-    """A connection that leaves packing to hiredis: redis-py's own takes 0.3 us an argument, and a step has hundreds."""
+    """A connection that can be handed over, and leaves packing to hiredis: redis-py's own takes 0.3 us an argument."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
         """As redis-py's; a name of two words is two arguments."""
         return [hiredis.pack_command((*args[0].split(), *args[1:]))]
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:
+        """As redis-py's, but nothing is pinged while it is let in: where a server hangs up, that connects within
+        connecting, a hundred times a second."""
+        await super().on_connect_check_health(check_health=False)  # type: ignore[misc]  # of the connection's class
+
+    def hand_over(self, to: asyncio.Protocol) -> asyncio.StreamWriter:
+        """As line.Setup has it. To redis-py this one is not connected any more."""
+        writer: asyncio.StreamWriter = self._writer  # type: ignore[has-type]  # of the connection's class
+        self._reader = self._writer = None
+        writer.transport.set_protocol(to)
+        return writer
+
+
+async def ask(client: Client, *command: Any, wait_ms: int = 0) -> Any:
+    """The bare reply to one command, by the shortest way there is; errors as `answered` has them.
+
+    Args:
+        wait_ms: how long the server is asked to wait.
+    """
+    timeout_s = ANSWER_TIMEOUT_S + wait_ms / 1000
+    try:
+        if isinstance(client, _Single):
+            return await client.lines.call(command, timeout_s, blocks=wait_ms > 0)
+        async with asyncio.timeout(timeout_s):
+            return await client.execute_command(*command)
+    except Exception as error:
+        if (told := _told(error)) is None:
+            raise
+        raise told from error
+
+
+async def read_stream(client: Client, *command: Any, wait_ms: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries that XREAD or XREADGROUP brings of its one stream."""
+    answer = await ask(client, *command, wait_ms=wait_ms)
+    entries = answer[0][1] if answer else []
+    return [(entry_id, as_read if isinstance(as_read, dict) else _pairs(as_read)) for entry_id, as_read in entries]
+
+
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    """What redis-py makes of an entry's fields, here where it was not asked."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 @asynccontextmanager
@@ -127,14 +179,21 @@ async def answered(wait_ms: int = 0) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S + wait_ms / 1000):
             yield
-    except _NO_ANSWER as error:
-        raise BrokerDown from error
-    except ResponseError as error:
-        if str(error).startswith(_NO_ANSWER_CODES):
-            raise BrokerDown from error
-        if str(error).startswith(_OTHER_TYPE):
-            raise MalformedMessage(str(error)) from error
-        raise  # our own mistake
+    except Exception as error:
+        if (told := _told(error)) is None:
+            raise
+        raise told from error
+
+
+def _told(error: Exception) -> Exception | None:
+    """As ours; None: our own mistake, or of no concern here."""
+    if isinstance(error, _NO_ANSWER):
+        return BrokerDown()
+    if not isinstance(error, ResponseError):
+        return None
+    if str(error).startswith(_NO_ANSWER_CODES):
+        return BrokerDown()
+    return MalformedMessage(str(error)) if str(error).startswith(_OTHER_TYPE) else None
 
 
 async def each_answer(pipe: Any) -> list[Any]:

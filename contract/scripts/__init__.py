@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-from contract.connection import answered
+from contract.connection import ask
 
 _SHEBANG = "#!"
 
@@ -40,8 +40,8 @@ async def run_script(client: Any, name: str, where: Sequence[str], arguments: Se
         where: every key, or the first of those that are made from it: all carry the same tag.
     """
     script = load_script(name)
-    async with answered():
-        try:
-            return await client.evalsha(script.sha1, len(where), *where, *arguments)
-        except NoScriptError:
-            return await client.eval(script.body, len(where), *where, *arguments)
+    parts = (len(where), *where, *arguments)
+    try:
+        return await ask(client, "EVALSHA", script.sha1, *parts)
+    except NoScriptError:
+        return await ask(client, "EVAL", script.body, *parts)

@@ -12,7 +12,8 @@ from tests.stop_listening import stop_listening
 class RedisCable:
     """Carries every connection to the socket `onward`.
 
-    Redis has one call of a connection at a time, so the next bytes back are the answer to it.
+    Redis answers the calls of a connection in order, so the next bytes back are the answer to it, or to one before it:
+    with the connection both are lost.
 
     Attributes:
         num_held: calls of the script that wait while it is held back.
@@ -30,7 +31,7 @@ class RedisCable:
         self._writers: set[asyncio.StreamWriter] = set()
 
     def hold(self) -> None:
-        """Let no call of the script through."""
+        """Let no call of the script through, nor what its connection has to say after it."""
         self._flows.clear()
 
     def let_go(self, *, num_lost: int = 0) -> None:
