@@ -1,8 +1,8 @@
-"""A worker without a model: real supervisor, real engine process, but an engine that emits tokens at a set pace.
+"""A worker without a model: real processes, but an engine that emits tokens at a set pace.
 
 `python -m bench.paced` in place of `python -m worker`. PACED_RATE is tokens/s of all sequences together (0: no bound),
 PACED_STEP_S the shortest step. One step gives every running sequence one token, as a model's step does; between steps
-the engine's thread sleeps without Python's lock, as one that waits for a GPU.
+the engine sleeps, as one that waits for a GPU.
 """
 
 import os
@@ -31,7 +31,7 @@ from worker.engine.sequence import (
     TokenEvent,
 )
 from worker.progress import Progress
-from worker.serve import run_process
+from worker.run_engine import run_engine
 from worker.served import Served
 from worker.settings import WorkerSettings
 
@@ -84,7 +84,7 @@ class _Running:
 
 
 class PacedEngine:
-    """Implements worker.engine_thread.SteppingEngine for one choice a request."""
+    """Implements worker.engine_loop.SteppingEngine for one choice a request."""
 
     def __init__(self, rate: float, step_s: float) -> None:
         """Args: rate: tokens/s of all sequences, 0 for no bound; step_s: the shortest step."""
@@ -188,7 +188,7 @@ def load_paced(settings: WorkerSettings, progress: Progress) -> Served:
 def main() -> int:
     """The supervisor; with the arguments that it gives, the engine process."""
     if len(sys.argv) > 1:
-        return run_process(load_paced, sys.argv[1], int(sys.argv[2]))
+        return run_engine(load_paced, int(sys.argv[1]), int(sys.argv[2]))
     return run_worker(engine_command=(sys.executable, "-m", "bench.paced"))
 
 

@@ -26,15 +26,6 @@ def usage(pids: list[int]) -> Usage:
     return Usage(cpu_s, rss_bytes)
 
 
-def thread_cpu_s(pid: int) -> dict[int, float]:
-    """CPU seconds of each of its threads since it began."""
-    found = {}
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        fields = stat.read_text().rpartition(")")[2].split()
-        found[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / _TICKS
-    return found
-
-
 def wakeups(pids: list[int]) -> int:
     """How often threads of these have waited for something, since they began; those that have ended do not count."""
     return sum(

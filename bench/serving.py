@@ -6,7 +6,7 @@
 * start: from nothing to the first token over gRPC, twice. Only the first one here may have kernels to compile.
 * service: a closed loop of N streams a worker (bench/load.py). `kept` is its share of the tokens/s that the engine
   makes of the same requests without the service (bench/alone.py); `added ms` is what it adds to the first token.
-  `cores` are CPU seconds a second, of the gateways, of Redis, and of the first engine process' event loop and engine.
+  `cores` are CPU seconds a second, of the gateways, of Redis, and of the first worker's two processes.
 * with --workers 1 2, on a machine of two GPUs, once for each: `times` is tokens/s over those of the first.
 
 A worker has as many slots as the most streams asked for, so that full workers share the load evenly.
@@ -31,7 +31,7 @@ from pathlib import Path
 import grpc
 
 from bench.load import measure, random_prompt, rounds_of
-from bench.procfs import children, thread_cpu_s, usage
+from bench.procfs import children, usage
 from bench.report import Report, Row, rows_of
 from contract.lifetime import bound
 from llamaherd.v1 import common_pb2, generation_pb2, generation_pb2_grpc
@@ -51,12 +51,11 @@ class Herd:
     pids: Mapping[str, int]
 
     def cpu_s(self) -> dict[str, float]:
-        """CPU seconds so far: gateways, Redis, the first engine process' event loop, and its other threads."""
-        engine = children(self.pids["worker-0"])[0]
-        threads = thread_cpu_s(engine)
+        """CPU seconds so far: gateways, Redis, and of the first worker what serves and its engine."""
+        engine, serving = children(self.pids["worker-0"])
         gateways = [pid for name, pid in self.pids.items() if name.startswith("gateway")]
-        processes = {"gateway": usage(gateways).cpu_s, "redis": usage([self.pids["valkey"]]).cpu_s}
-        return {**processes, "loop": threads.pop(engine), "engine": sum(threads.values())}
+        processes = {"gateway": gateways, "redis": [self.pids["valkey"]], "serving": [serving], "engine": [engine]}
+        return {name: usage(pids).cpu_s for name, pids in processes.items()}
 
 
 @contextmanager

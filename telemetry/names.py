@@ -77,7 +77,7 @@ class Source(enum.StrEnum):
 
     GATEWAY = "gateway"
     SUPERVISOR = "worker"  # the worker's supervisor, which outlives its engine process
-    ENGINE = "engine"  # the worker's engine process; its endpoint is the supervisor's
+    ENGINE = "engine"  # what serves the worker's engine; its endpoint is the supervisor's
 
 
 @dataclass(frozen=True, slots=True)

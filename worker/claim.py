@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contract import keys
 from contract.broker import Broker, Delivered
 from contract.errors import BrokerDown
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineLink
 from worker.holdings import Holdings
 from worker.retry import Backoff
 from worker.take import Taker
@@ -32,7 +32,7 @@ class Claimer:
         worker_id: str,
         model: str,
         holdings: Holdings,
-        engine: EngineThread,
+        engine: EngineLink,
         taker: Taker,
     ) -> None:
         self._broker = broker

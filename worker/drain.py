@@ -5,7 +5,7 @@ import contextlib
 
 import structlog
 
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineLink
 from worker.holdings import Holdings, Parting
 from worker.publish import Publisher
 from worker.take import Taker
@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 async def drain(
     holdings: Holdings,
-    engine: EngineThread,
+    engine: EngineLink,
     stepping: "asyncio.Task[None]",
     publisher: Publisher,
     taker: Taker,

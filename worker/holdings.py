@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from contract.broker import Delivered
 from worker.attempt import Attempt, Hold
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineLink
 from worker.progress import Progress
 
 
@@ -33,7 +33,7 @@ class Holdings:
     def __init__(
         self,
         num_slots: int,
-        engine: EngineThread,
+        engine: EngineLink,
         progress: Progress,
         parted: Callable[[Attempt, Parting], None] = lambda _attempt, _parting: None,
     ) -> None:

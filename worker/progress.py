@@ -1,6 +1,7 @@
-"""Counters and two words in shared memory, from the engine process to its supervisor: no lock, no GIL, no message.
+"""Counters and two words in shared memory, from a pair of processes to their supervisor: no lock, no GIL, no message.
 
-The engine process writes, the supervisor reads. Every counter is one aligned machine word, written whole.
+The engine process and what serves it write, each its own; the supervisor reads. Every counter is one aligned machine
+word, written whole.
 """
 
 import enum
@@ -15,7 +16,7 @@ _TEXT_BYTES = 64
 
 
 class WorkerState(enum.IntEnum):
-    """What the engine process is doing; in the beat it is the lower-case name."""
+    """What the two processes are doing; in the beat it is the lower-case name."""
 
     LOADING = 0
     READY = 1
@@ -50,22 +51,22 @@ class _Text:
 
 
 class Progress:
-    """One engine process' counters.
+    """One pair's counters.
 
     Attributes:
         state: a WorkerState.
         loaded_permille: how much of the model is loaded.
         num_steps: engine steps so far.
-        num_turns: turns of the event loop's own clock so far; 0 before the loop runs.
-        has_work: 1 while the engine thread is stepping or probes its device, 0 while it sleeps.
+        num_turns: turns of the serving process' own clock so far; 0 before the loop runs.
+        has_work: 1 while the engine is stepping or probes its device, 0 while it sleeps.
         num_running: attempts held.
         num_slots: attempts that can be held.
         device_ms: when the device last finished a step or a probe, in milliseconds of the system's monotonic clock,
-            which both processes share; 0 before the first.
+            which all processes share; 0 before the first.
         num_attempts, num_prompt_tokens, num_output_tokens: so far.
         num_sequences: sequences that hold KV blocks.
         kv_blocks_used, kv_blocks: of the KV cache.
-        metrics_port: where the engine process tells its own metrics, on loopback; 0 is nowhere.
+        metrics_port: where the serving process tells its own metrics, on loopback; 0 is nowhere.
         device, quantization: what was chosen, once known; else ''.
     """
 
@@ -93,7 +94,7 @@ class Progress:
 
     @classmethod
     def create(cls) -> tuple[Self, int]:
-        """A fresh page, all zero, and the descriptor to hand to the engine process."""
+        """A fresh page, all zero, and the descriptor to hand to the processes."""
         fd = os.memfd_create("llamaherd-progress")
         os.ftruncate(fd, _SIZE)
         return cls(fd), fd

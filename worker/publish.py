@@ -23,7 +23,7 @@ from worker.engine.sequence import (
     StepEvent,
     TokenEvent,
 )
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineLink
 from worker.holdings import Holdings, Parting
 from worker.retry import Backoff
 
@@ -39,9 +39,7 @@ class Publisher:
     Invariant: an attempt that is held and has news is in `_dirty` or in the call under way.
     """
 
-    def __init__(
-        self, broker: Broker, holdings: Holdings, engine: EngineThread, *, max_unpublished_tokens: int
-    ) -> None:
+    def __init__(self, broker: Broker, holdings: Holdings, engine: EngineLink, *, max_unpublished_tokens: int) -> None:
         """Args: max_unpublished_tokens: of one attempt; then the engine holds it until the log has caught up."""
         self._broker = broker
         self._holdings = holdings

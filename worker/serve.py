@@ -1,20 +1,19 @@
-"""The engine process: loads the model, then claims, runs and publishes until it is told to stop.
+"""The serving process: claims jobs, has the engine process run them and publishes what it makes, until told to stop.
 
-`python -m worker.serve WORKER_ID PROGRESS_FD`, started by the supervisor, which also ends it.
+`python -m worker.serve WORKER_ID PROGRESS_FD CHANNEL_FD`, started by the supervisor, which also ends it.
 """
 
 import asyncio
-import gc
 import signal
+import socket
 import sys
-import time
-from collections.abc import Callable
 
 import structlog
 
 from contract import exit_status
 from contract.broker import Broker, ServerUnfit
-from contract.event_loop import new_event_loop
+from contract.bundle import ModelBundle
+from contract.event_loop import freeze_loaded, new_event_loop
 from telemetry.logs import start_logging
 from telemetry.metrics import Endpoint, start_metrics
 from telemetry.setup import start_tracing
@@ -23,44 +22,48 @@ from worker.attempt import Attempt
 from worker.cancels import watch_cancels
 from worker.claim import Claimer
 from worker.drain import drain
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineLink, EngineLost
 from worker.holdings import Holdings, Parting
-from worker.metrics import StepMeter, record_parting
+from worker.metrics import record_parting, start_counts
 from worker.progress import Progress, WorkerState
 from worker.publish import Publisher
 from worker.reconcile import Reconciler
 from worker.retry import until_answered
-from worker.served import Served
 from worker.settings import WorkerSettings, read_settings
 from worker.spans import record_attempt
-from worker.supervisor_metrics import ENGINE_HOST
+from worker.step_meter import StepMeter
+from worker.supervisor_metrics import SERVING_HOST
 from worker.take import Taker
 
 log = structlog.get_logger(__name__)
 
 SERVICE_NAME = "llamaherd-worker"
 TURN_S = 0.2
-LOCK_TURN_S = 0.0002  # a thread that needs the interpreter's lock gets it so soon
-
-Load = Callable[[WorkerSettings, Progress], Served]
+LOCK_TURN_S = 0.0002  # threads that send traces and tell metrics hand the interpreter's lock over so soon
 
 
 async def serve(
-    served: Served, settings: WorkerSettings, broker: Broker, worker_id: str, progress: Progress, stop: asyncio.Event
+    bundle: ModelBundle,
+    engine: EngineLink,
+    settings: WorkerSettings,
+    broker: Broker,
+    worker_id: str,
+    progress: Progress,
+    stop: asyncio.Event,
 ) -> None:
     """Serve until `stop`, then finish or hand back what is held. Crashes if any part crashes."""
-    engine = EngineThread(StepMeter(served.engine, settings.served_name, progress), progress)
 
     def parted(attempt: Attempt, parting: Parting) -> None:
         record_attempt(attempt, parting, worker_id)
         record_parting(attempt, parting)
 
+    start_counts(settings.served_name)
     holdings = Holdings(settings.max_sequences, engine, progress, parted)
     publisher = Publisher(broker, holdings, engine, max_unpublished_tokens=settings.max_unpublished_tokens)
-    taker = Taker(broker, worker_id, settings.served_name, served.bundle, holdings, engine, publisher)
+    taker = Taker(broker, worker_id, settings.served_name, bundle, holdings, engine, publisher)
     claimer = Claimer(broker, worker_id, settings.served_name, holdings, engine, taker)
     reconciler = Reconciler(broker, worker_id, settings.served_name, holdings, publisher)
-    announcer = Announcer(broker, settings.served_name, served.bundle)
+    announcer = Announcer(broker, settings.served_name, bundle)
 
     await until_answered(broker.check_server)
     await announcer.announce()
@@ -89,66 +92,70 @@ async def turn(progress: Progress) -> None:
         await asyncio.sleep(TURN_S)
 
 
-def run_process(load: Load, worker_id: str, progress_fd: int) -> int:
-    """Load and serve; return the process' exit status.
+def run_process(worker_id: str, progress_fd: int, channel_fd: int) -> int:
+    """Serve what the engine process has loaded; return the process' exit status.
 
     Args:
-        load: builds what is served; see worker.load.
         progress_fd: the page of counters; see worker.progress.
+        channel_fd: our end of the socket pair.
     """
     settings = read_settings()
     sys.setswitchinterval(LOCK_TURN_S)
     start_logging(SERVICE_NAME, settings.log_level)
     stop_tracing = start_tracing(SERVICE_NAME)
-    metrics = start_metrics(SERVICE_NAME, Endpoint(ENGINE_HOST, 0) if settings.metrics_port else None)
-    progress = Progress(progress_fd)
+    metrics = start_metrics(SERVICE_NAME, Endpoint(SERVING_HOST, 0) if settings.metrics_port else None)
+    progress, channel = Progress(progress_fd), socket.socket(fileno=channel_fd)
     progress.metrics_port = metrics.port
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))  # while loading nothing is held
-    try:
-        return _load_and_serve(load, settings, worker_id, progress)
-    finally:
-        metrics.stop()
-        stop_tracing()
-
-
-def _load_and_serve(load: Load, settings: WorkerSettings, worker_id: str, progress: Progress) -> int:
-    started_s = time.monotonic()
-    try:
-        served = load(settings, progress)
-    except (ValueError, OSError) as error:
-        log.error("model cannot be served", model_path=str(settings.model_path), error=str(error))
-        return exit_status.UNFIT
-    log.info("loaded", model=settings.served_name, load_s=round(time.monotonic() - started_s, 3))
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(_serve_until_signal(served, settings, worker_id, progress))
+            runner.run(_serve_until_signal(settings, worker_id, progress, channel))
     except ServerUnfit as error:
         log.error("redis cannot be used", error=str(error))
         return exit_status.UNFIT
-    except Exception:
-        log.exception("engine process crashed", worker_id=worker_id)
+    except EngineLost:
+        return exit_status.PARTNER_GONE  # whose own words say why
+    except Exception as error:
+        if isinstance(error, ExceptionGroup) and error.subgroup(EngineLost):
+            return exit_status.PARTNER_GONE
+        log.exception("serving process crashed", worker_id=worker_id)
         return exit_status.CRASHED
+    finally:
+        metrics.stop()
+        stop_tracing()
     log.info("drained", worker_id=worker_id)
     return 0
 
 
-async def _serve_until_signal(served: Served, settings: WorkerSettings, worker_id: str, progress: Progress) -> None:
+async def _serve_until_signal(
+    settings: WorkerSettings, worker_id: str, progress: Progress, channel: socket.socket
+) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     broker = Broker.connect(settings.redis_url)
     try:
-        await serve(served, settings, broker, worker_id, progress, stop)
+        engine = await EngineLink.over(channel, StepMeter(settings.served_name, progress))
+        if (bundle := await _loaded(engine, stop)) is not None:
+            freeze_loaded()
+            await serve(bundle, engine, settings, broker, worker_id, progress, stop)
     finally:
         await broker.close()
 
 
-def main() -> int:
-    """Parse the supervisor's arguments and run with the real engine."""
-    gc.disable()  # of what is loaded nothing is garbage, and looking for it took a tenth of the time; `load` enables it
-    from worker.load import load  # torch: only this process loads it, and only here
+async def _loaded(engine: EngineLink, stop: asyncio.Event) -> ModelBundle | None:
+    """What is to be served; None if told to stop first, when nothing is held."""
+    loaded, stopping = asyncio.create_task(engine.loaded()), asyncio.create_task(stop.wait())
+    await asyncio.wait([loaded, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if loaded.done():
+        return await loaded
+    loaded.cancel()
+    return None
 
-    worker_id, progress_fd = sys.argv[1:]
-    return run_process(load, worker_id, int(progress_fd))
+
+def main() -> int:
+    """Parse the supervisor's arguments and serve."""
+    worker_id, progress_fd, channel_fd = sys.argv[1:]
+    return run_process(worker_id, int(progress_fd), int(channel_fd))
 
 
 if __name__ == "__main__":

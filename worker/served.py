@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from contract.bundle import ModelBundle
-from worker.engine_thread import SteppingEngine
+from worker.engine_loop import SteppingEngine
 
 
 @dataclass(frozen=True, slots=True)

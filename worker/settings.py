@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class WorkerSettings(BaseSettings):
-    """One worker: a supervisor and its engine process. Both read the same environment."""
+    """One worker: a supervisor, its engine process and what serves it. All read the same environment."""
 
     model_config = SettingsConfigDict(env_prefix="HERD_WORKER_", frozen=True)
 

@@ -10,7 +10,7 @@ from contract import exit_status
 from contract.broker import Broker, ServerUnfit
 from telemetry.logs import start_logging
 from telemetry.metrics import endpoint, start_metrics
-from worker.engine_process import EngineProcess
+from worker.pair import ProcessPair
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 
@@ -19,22 +19,22 @@ SERVICE_NAME = "llamaherd-worker-supervisor"
 log = structlog.get_logger(__name__)
 
 
-def supervise(settings: WorkerSettings, engine: EngineProcess, engine_command: Sequence[str]) -> int:
-    """Attend a started engine process, and those after it; return the exit status.
+def supervise(settings: WorkerSettings, pair: ProcessPair, engine_command: Sequence[str]) -> int:
+    """Attend a started pair of processes, and those after it; return the exit status.
 
     Args:
-        engine: the caller closes it: this may return, or be ended, before it is attended.
-        engine_command: starts the next ones.
+        pair: the caller closes it: this may return, or be ended, before it is attended.
+        engine_command: starts the engine processes of the next ones.
     """
     start_logging(SERVICE_NAME, settings.log_level)
     try:
-        return asyncio.run(_supervise(settings, engine, engine_command))
+        return asyncio.run(_supervise(settings, pair, engine_command))
     except ServerUnfit as error:
         log.error("redis cannot be used", error=str(error))
         return exit_status.UNFIT
 
 
-async def _supervise(settings: WorkerSettings, engine: EngineProcess, engine_command: Sequence[str]) -> int:
+async def _supervise(settings: WorkerSettings, pair: ProcessPair, engine_command: Sequence[str]) -> int:
     stop, force = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -50,14 +50,14 @@ async def _supervise(settings: WorkerSettings, engine: EngineProcess, engine_com
         supervisor = Supervisor(settings, broker, engine_command)
         where = endpoint(settings.metrics_host, settings.metrics_port)
         try:
-            metrics = start_metrics(SERVICE_NAME, where, more=supervisor.meter.engine_text)
+            metrics = start_metrics(SERVICE_NAME, where, more=supervisor.meter.serving_text)
         except OSError as error:
             log.error(
                 "metrics cannot be served", host=settings.metrics_host, port=settings.metrics_port, error=str(error)
             )
             return exit_status.UNFIT
         try:
-            return await supervisor.run(engine, stop, force)
+            return await supervisor.run(pair, stop, force)
         finally:
             metrics.stop()
     finally:

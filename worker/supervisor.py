@@ -1,6 +1,6 @@
-"""Keeps one engine process running: starts it, beats for it while it works, frees what it held when it dies.
+"""Keeps an engine process and the one that serves it running: beats while they work, frees what they held at a death.
 
-Lives in a process of its own that shares no interpreter lock with the engine and loads no torch.
+Lives in a process of its own that loads no torch.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from contract.connection import without_password
 from contract.errors import BrokerDown
 from contract.messages import JOB_LEVEL
 from telemetry.redis_watch import RedisWatch
-from worker.engine_process import Condition, EngineProcess
 from worker.liveness import Detector, reap_own
+from worker.pair import Condition, ProcessPair
 from worker.pid_space import pid_space
 from worker.progress import WorkerState
 from worker.settings import WorkerSettings
@@ -39,7 +39,7 @@ class Supervisor:
     """One worker, over all restarts of its engine process."""
 
     def __init__(self, settings: WorkerSettings, broker: Broker, command: Sequence[str]) -> None:
-        """Args: command: starts the engine process; see EngineProcess."""
+        """Args: command: starts an engine process; see ProcessPair."""
         self._settings = settings
         self._broker = broker
         self._command = command
@@ -53,11 +53,11 @@ class Supervisor:
         """What it tells of itself."""
         return self._meter
 
-    async def run(self, engine: EngineProcess, stop: asyncio.Event, force: asyncio.Event) -> int:
+    async def run(self, pair: ProcessPair, stop: asyncio.Event, force: asyncio.Event) -> int:
         """Run until `stop` and everything held is finished or handed back; return the process' exit status.
 
         Args:
-            engine: the first one, started already.
+            pair: the first processes, started already.
             stop: drain, then end.
             force: do not wait for the drain.
         """
@@ -72,66 +72,66 @@ class Supervisor:
                 group.create_task(detector.run(), name="detect"),
                 group.create_task(RedisWatch(self._broker.find_weaknesses).run(), name="redis-watch"),
             ]
-            status = await self._keep_running(engine, stop, force)
+            status = await self._keep_running(pair, stop, force)
             for task in watching:
                 task.cancel()
         return status
 
-    async def _keep_running(self, engine: EngineProcess, stop: asyncio.Event, force: asyncio.Event) -> int:
+    async def _keep_running(self, pair: ProcessPair, stop: asyncio.Event, force: asyncio.Event) -> int:
         while True:
-            self._current_id = engine.worker_id
-            self._meter.attend(engine.progress)
-            log.info("engine process started", worker_id=engine.worker_id, pid=engine.pid)
+            self._current_id = pair.worker_id
+            self._meter.attend(pair.progress)
+            log.info("engine process started", worker_id=pair.worker_id, pid=pair.pid, serving_pid=pair.serving_pid)
             try:
-                status = await self._attend(engine, stop, force)
+                status = await self._attend(pair, stop, force)
             finally:
                 self._meter.ended(died=not stop.is_set())
-                engine.close()
-            await self._free(engine.worker_id)
+                pair.close()
+            await self._free(pair.worker_id)
             if stop.is_set():
                 drained = (0, -signal.SIGTERM)  # the signal itself ends a process that has not begun to serve
                 return 0 if status in drained else exit_status.GAVE_UP
             if status == exit_status.UNFIT:
                 log.error("engine process cannot serve with these settings", status=status)
                 return exit_status.UNFIT
-            log.error("engine process ended", worker_id=engine.worker_id, status=status)
+            log.error("engine process ended", worker_id=pair.worker_id, status=status)
             if not self._may_restart():
                 log.error("engine process keeps dying; giving up", num_deaths=len(self._deaths))
                 return exit_status.GAVE_UP
             await self._wait_before_restart(stop)
             if stop.is_set():
                 return 0
-            engine = EngineProcess(self._command, stuck_after_s=self._settings.stuck_after_s)
+            pair = ProcessPair(self._command, stuck_after_s=self._settings.stuck_after_s)
 
-    async def _attend(self, engine: EngineProcess, stop: asyncio.Event, force: asyncio.Event) -> int:
-        """Beat for the engine process until it ends; end it on `stop`."""
+    async def _attend(self, pair: ProcessPair, stop: asyncio.Event, force: asyncio.Event) -> int:
+        """Beat for the processes until they end; end them on `stop`."""
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._beat(engine), name="beat"),
-                group.create_task(self._end_on(stop, engine), name="stop"),
-                group.create_task(self._kill_on(force, engine), name="force"),
+                group.create_task(self._beat(pair), name="beat"),
+                group.create_task(self._end_on(stop, pair), name="stop"),
+                group.create_task(self._kill_on(force, pair), name="force"),
             ]
-            status = await engine.wait()
+            status = await pair.wait()
             for task in tasks:
                 task.cancel()
         return status
 
-    async def _beat(self, engine: EngineProcess) -> None:
+    async def _beat(self, pair: ProcessPair) -> None:
         """Beat every BEAT_S, but not for a process that is stopped; one that is stuck is killed instead."""
         while True:
             started_s = time.monotonic()
-            condition = engine.condition()
+            condition = pair.condition()
             if condition is Condition.STUCK:
-                log.error("engine process is stuck; killing it", worker_id=engine.worker_id)
-                engine.send(signal.SIGKILL)
+                log.error("engine process is stuck; killing it", worker_id=pair.worker_id)
+                pair.send(signal.SIGKILL)
                 return
             if condition is Condition.WORKING:
-                await self._beat_once(engine)
+                await self._beat_once(pair)
             await asyncio.sleep(max(0.0, started_s + BEAT_S - time.monotonic()))
 
-    async def _beat_once(self, engine: EngineProcess) -> None:
+    async def _beat_once(self, pair: ProcessPair) -> None:
         try:
-            await self._broker.worker_beat(engine.worker_id, self._describe(engine))
+            await self._broker.worker_beat(pair.worker_id, self._describe(pair))
         except BrokerDown:
             if not self._is_broker_down:
                 log.warning("broker does not answer", redis=without_password(self._settings.redis_url))
@@ -140,13 +140,14 @@ class Supervisor:
         else:
             self._is_broker_down = False
 
-    def _describe(self, engine: EngineProcess) -> dict[str, str]:
-        progress = engine.progress
+    def _describe(self, pair: ProcessPair) -> dict[str, str]:
+        progress = pair.progress
         return {
             "model": self._settings.served_name,
             "state": WorkerState(progress.state).name.lower(),
             "progress": f"{progress.loaded_permille / 1000:.3f}",
-            "pid": str(engine.pid),
+            "pid": str(pair.pid),
+            "serving_pid": str(pair.serving_pid),
             "supervisor_pid": str(os.getpid()),
             "pid_space": pid_space(),
             "host": socket.gethostname(),
@@ -160,16 +161,16 @@ class Supervisor:
             **self._meter.beat_fields(),
         }
 
-    async def _end_on(self, stop: asyncio.Event, engine: EngineProcess) -> None:
+    async def _end_on(self, stop: asyncio.Event, pair: ProcessPair) -> None:
         await stop.wait()
-        engine.send(signal.SIGTERM)
+        pair.drain()
         await asyncio.sleep(self._settings.drain_timeout_s + DRAIN_MARGIN_S)
-        log.error("engine process did not drain in time; killing it", worker_id=engine.worker_id)
-        engine.send(signal.SIGKILL)
+        log.error("engine process did not drain in time; killing it", worker_id=pair.worker_id)
+        pair.send(signal.SIGKILL)
 
-    async def _kill_on(self, force: asyncio.Event, engine: EngineProcess) -> None:
+    async def _kill_on(self, force: asyncio.Event, pair: ProcessPair) -> None:
         await force.wait()
-        engine.send(signal.SIGKILL)
+        pair.send(signal.SIGKILL)
 
     async def _free(self, worker_id: str) -> None:
         """Free what the ended process held, now: nobody has to wait until its heartbeat is missed."""
@@ -177,7 +178,7 @@ class Supervisor:
             async with asyncio.timeout(REAP_TIMEOUT_S):
                 await reap_own(self._broker, worker_id, self._settings.served_name)
         except (BrokerDown, TimeoutError):
-            log.warning("could not free what the engine process held; others will", worker_id=worker_id)
+            log.warning("could not free what the processes held; others will", worker_id=worker_id)
 
     def _may_restart(self) -> bool:
         """Count a death; False when there were too many within the window."""

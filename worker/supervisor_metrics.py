@@ -1,6 +1,6 @@
-"""What a worker's supervisor counts and tells, over all engine processes that it starts: no count ends with one.
+"""What a worker's supervisor counts and tells, over all processes that it starts: no count ends with one.
 
-The engine process' own metrics are asked for when the supervisor is asked: a worker has one endpoint.
+The serving process' own metrics are asked for when the supervisor is asked: a worker has one endpoint.
 """
 
 import http.client
@@ -14,8 +14,8 @@ from telemetry import names
 from telemetry.metrics import SCRAPE_PATH, Labels, Reading, counter, observe
 from worker.progress import Progress
 
-ENGINE_HOST = "127.0.0.1"
-ENGINE_TIMEOUT_S = 2.0  # then it is told without; a frozen process says nothing
+SERVING_HOST = "127.0.0.1"
+SERVING_TIMEOUT_S = 2.0  # then it is told without; a frozen process says nothing
 RATE_WINDOW_S = 2.0
 
 _engine_restarts = counter(names.ENGINE_RESTARTS)
@@ -93,12 +93,12 @@ class WorkerMeter:
             "attempts": str(self._total("num_attempts")),
         }
 
-    def engine_text(self) -> bytes:
-        """The engine process' metrics as it tells them; nothing while it cannot."""
+    def serving_text(self) -> bytes:
+        """The serving process' metrics as it tells them; nothing while it cannot."""
         port = self._read("metrics_port")
         if not port:
             return b""
-        connection = http.client.HTTPConnection(ENGINE_HOST, port, timeout=ENGINE_TIMEOUT_S)
+        connection = http.client.HTTPConnection(SERVING_HOST, port, timeout=SERVING_TIMEOUT_S)
         try:
             connection.request("GET", SCRAPE_PATH)
             answer = connection.getresponse()

@@ -14,7 +14,7 @@ from worker.attempt import Attempt
 from worker.bundle import token_pieces
 from worker.cancels import check_leases
 from worker.engine.sequence import GenerationRequest, SamplingParams, StoppingParams
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineLink
 from worker.holdings import Holdings, Parting
 from worker.metrics import count_poison, record_take
 from worker.publish import Publisher
@@ -37,7 +37,7 @@ class Taker:
         model: str,
         bundle: ModelBundle,
         holdings: Holdings,
-        engine: EngineThread,
+        engine: EngineLink,
         publisher: Publisher,
     ) -> None:
         self._broker = broker

@@ -22,7 +22,7 @@ from tests.redis_server import start_valkey
 from tests.service.conftest import is_serving
 from tests.service.gateways import Received, RunningGateway, error_of, open_stream, read_rest, running_gateway
 from tests.until import until
-from tests.worker.double_serve import double_bundle
+from tests.worker.double_engine_process import double_bundle
 from tests.worker.rig import MODEL
 
 BEAT_S = 0.1

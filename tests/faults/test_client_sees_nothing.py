@@ -93,9 +93,10 @@ async def both_ready(broker: Broker) -> bool:
     return sum(w.fields["state"] == "ready" for w in await broker.pool()) == 2
 
 
-async def pids_of(broker: Broker) -> dict[str, tuple[int, int]]:
-    """Engine and supervisor pid of each worker."""
-    return {w.worker_id: (int(w.fields["pid"]), int(w.fields["supervisor_pid"])) for w in await broker.pool()}
+async def pids_of(broker: Broker) -> dict[str, list[int]]:
+    """The process ids of each worker, its engine's first."""
+    names = ("pid", "serving_pid", "supervisor_pid")
+    return {worker.worker_id: [int(worker.fields[name]) for name in names] for worker in await broker.pool()}
 
 
 async def test_a_worker_killed_in_mid_stream_leaves_the_text_as_it_was(
@@ -116,7 +117,7 @@ async def test_a_worker_killed_in_mid_stream_leaves_the_text_as_it_was(
 async def test_a_worker_frozen_for_five_seconds_and_woken_changes_nothing(
     two_workers: HerdProcess, stub: generation_pb2_grpc.GenerationServiceStub, broker: Broker
 ) -> None:
-    """SIGSTOP of supervisor and engine, SIGCONT after 5 s: another goes on meanwhile, the sleeper appends nothing."""
+    """SIGSTOP of all its processes, SIGCONT after 5 s: another goes on meanwhile, the sleeper appends nothing."""
     await until(lambda: both_ready(broker), 60)
     seed, expected = await undisturbed(stub)
     pids = await pids_of(broker)

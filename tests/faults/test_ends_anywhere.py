@@ -35,7 +35,7 @@ from tests.worker.rig import (
     worker_process,
 )
 from worker import cancels, reconcile
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineLink
 
 NUM_OTHER = 3  # tokens of the job that shows that a worker has done all that it wanted
 BY_CALLERS = [Way.CANCEL, Way.LEAVE]
@@ -52,13 +52,13 @@ async def herd() -> AsyncIterator[EndingHerd]:
 def reached(monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     """Whether a cancel lies before the engine; the look that a worker takes every second is taken away."""
     seen = asyncio.Event()
-    cancel = EngineThread.cancel
+    cancel = EngineLink.cancel
 
-    def cancel_seen(thread: EngineThread, generation_id: str) -> None:
+    def cancel_seen(thread: EngineLink, generation_id: str) -> None:
         cancel(thread, generation_id)
         seen.set()
 
-    monkeypatch.setattr(EngineThread, "cancel", cancel_seen)
+    monkeypatch.setattr(EngineLink, "cancel", cancel_seen)
     monkeypatch.setattr(reconcile, "PERIOD_S", 3600.0)
     return seen.is_set
 
@@ -202,7 +202,7 @@ async def test_abandoned(herd: EndingHerd, tmp_path: Path, blow: signal.Signals)
             await until(lambda: has_tokens(herd.broker, each.generation_id, 1))  # noqa: B023  awaited at once
         beat = await beat_of(herd.broker, owner.pid)
         assert beat is not None
-        owner_id, pids = beat.worker_id, (owner.pid, int(beat.fields["pid"]))
+        owner_id, pids = beat.worker_id, (owner.pid, int(beat.fields["serving_pid"]), int(beat.fields["pid"]))
         for pid in pids:
             os.kill(pid, blow)
         for way, each in asked.items():

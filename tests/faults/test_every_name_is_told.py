@@ -66,15 +66,15 @@ class Victim:
         """Wait for a value that is not 0."""
         await until(lambda: self.told(metric, service) > 0, 60, what=f"{metric.name} of {service or 'any'} is told")
 
-    async def owner_pids(self, generation_id: str) -> tuple[int, int]:
-        """(supervisor, engine process) of the worker that runs the generation, once one does."""
-        found: list[tuple[int, int]] = []
+    async def owner_pids(self, generation_id: str) -> list[int]:
+        """Supervisor, what serves, and engine of the worker that runs the generation, once one does."""
+        found: list[list[int]] = []
 
         async def is_owned() -> bool:
             owner = (await self.redis.hget(keys.record(generation_id), "owner") or b"").decode()
             for beat in await self.broker.pool():
                 if owner and beat.worker_id == owner:
-                    found.append((int(beat.fields["supervisor_pid"]), int(beat.fields["pid"])))
+                    found.append([int(beat.fields[name]) for name in ("supervisor_pid", "serving_pid", "pid")])
             return bool(found)
 
         await until(is_owned, 60, what=f"a worker runs {generation_id}")
@@ -192,7 +192,7 @@ async def kill_until_poison(victim: Victim) -> None:
     generation_id = await generation_of(call)
     killed: set[int] = set()
     while len(killed) < 3:
-        _, engine_pid = await victim.owner_pids(generation_id)
+        *_, engine_pid = await victim.owner_pids(generation_id)
         if engine_pid not in killed:
             os.kill(engine_pid, signal.SIGKILL)
             killed.add(engine_pid)

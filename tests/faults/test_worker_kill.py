@@ -102,6 +102,7 @@ class Pair:
 
     struck: "subprocess.Popen[bytes]"
     struck_engine_pid: int
+    struck_serving_pid: int
     num_struck: int  # jobs that it holds
     other: "subprocess.Popen[bytes]"
 
@@ -123,7 +124,7 @@ async def pair(broker: Broker, redis_url: str, cases: list[Case], tmp_path: Path
         assert beat is not None
         num_struck = await num_owned(redis_url, cases, beat.worker_id)
         assert num_struck >= 1
-        yield Pair(struck, int(beat.fields["pid"]), num_struck, other)
+        yield Pair(struck, int(beat.fields["pid"]), int(beat.fields["serving_pid"]), num_struck, other)
 
 
 async def num_owned(redis_url: str, cases: list[Case], worker_id: str) -> int:
@@ -136,22 +137,24 @@ async def num_owned(redis_url: str, cases: list[Case], worker_id: str) -> int:
     return owners.count(worker_id.encode())
 
 
-async def test_a_killed_engine_process_costs_no_token(broker: Broker, cases: list[Case], pair: Pair) -> None:
+@pytest.mark.parametrize("is_engine", [True, False], ids=["engine", "serving"])
+async def test_a_killed_process_costs_no_token(broker: Broker, cases: list[Case], pair: Pair, is_engine: bool) -> None:
     """SIGKILL in the middle of the streams: each goes on at the next index, as if nothing had been."""
-    os.kill(pair.struck_engine_pid, signal.SIGKILL)
+    os.kill(pair.struck_engine_pid if is_engine else pair.struck_serving_pid, signal.SIGKILL)
     assert await num_continued(broker, cases) == pair.num_struck
+    await until(lambda: not is_running(pair.struck_engine_pid) and not is_running(pair.struck_serving_pid))
 
 
 async def test_a_killed_worker_costs_no_token(broker: Broker, cases: list[Case], pair: Pair) -> None:
     """The supervisor too: nobody is left to tell, and the other worker finds out by itself."""
     pair.struck.kill()
     assert await num_continued(broker, cases) == pair.num_struck
-    await until(lambda: not is_running(pair.struck_engine_pid))
+    await until(lambda: not is_running(pair.struck_engine_pid) and not is_running(pair.struck_serving_pid))
 
 
 async def test_a_frozen_worker_that_wakes_up_writes_nothing(broker: Broker, cases: list[Case], pair: Pair) -> None:
     """It was taken for dead; its next step is fenced, it drops what it held, and serves again."""
-    frozen = (pair.struck.pid, pair.struck_engine_pid)
+    frozen = (pair.struck.pid, pair.struck_serving_pid, pair.struck_engine_pid)
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     await until(lambda: are_taken_again(broker, cases, pair.num_struck), 60)

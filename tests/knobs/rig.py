@@ -19,8 +19,9 @@ from llamaherd.v1 import common_pb2, generation_pb2
 from tests.engine.oracle import random_prompts
 from tests.knobs.model import SHAPE
 from tests.service.gateways import RunningGateway
+from tests.worker.rig import linked
 from worker.engine.sequence import GenerationRequest, SamplingParams, StepEvent, StoppingParams
-from worker.engine_thread import SteppingEngine
+from worker.engine_loop import SteppingEngine
 from worker.load import load
 from worker.progress import Progress
 from worker.serve import serve
@@ -207,19 +208,20 @@ async def working(redis_url: str, served: Served, model: str) -> AsyncIterator[N
     os.close(fd)
     settings = WorkerSettings(model_path=Path("/knobs"), model_name=model, drain_timeout_s=0.0)
     worker_id, stop, broker = keys.new_id(), asyncio.Event(), Broker.connect(redis_url)
-    serving = asyncio.create_task(serve(served, settings, broker, worker_id, progress, stop))
 
     async def beat() -> None:
         while True:
             await broker.worker_beat(worker_id, {"model": model, "state": "ready", "job_level": str(JOB_LEVEL)})
             await asyncio.sleep(BEAT_S)
 
-    beating = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        stop.set()
-        await serving
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
-        await broker.close()
+    async with linked(served.engine, progress) as engine:
+        serving = asyncio.create_task(serve(served.bundle, engine, settings, broker, worker_id, progress, stop))
+        beating = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            stop.set()
+            await serving
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+            await broker.close()

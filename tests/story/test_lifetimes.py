@@ -11,7 +11,7 @@ async def test_no_child_outlives_a_killed_herd() -> None:
     """SIGKILL of `herd up` ends the valkey, the gateway, the workers and their engines."""
     with herd_up("--device", "cpu", "--workers", "2") as herd:
         pids = herd.all_pids()
-        assert len(pids) == 1 + 1 + 1 + 2 * 2
+        assert len(pids) == 1 + 1 + 1 + 2 * 3
 
         os.kill(herd.process.pid, signal.SIGKILL)
 

@@ -5,4 +5,4 @@ import sys
 from worker.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(engine_command=(sys.executable, "-m", "tests.worker.double_serve")))
+    sys.exit(main(engine_command=(sys.executable, "-m", "tests.worker.double_engine_process")))

@@ -71,7 +71,7 @@ class Gate:
 
 
 class EngineDouble:
-    """Implements worker.engine_thread.SteppingEngine.
+    """Implements worker.engine_loop.SteppingEngine.
 
     Every step first calls `pace`: a test decides there when, and whether, a step is made. So does a probe `on_probe`.
     """

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +18,14 @@ from contract.lifetime import spawn
 from contract.messages import AttemptMark, Ending, Job, JobSampling, JobStopping, LogEntry, TokenRow, decode_tokens
 from llamaherd.v1 import common_pb2
 from tests.until import until
-from tests.worker.double_serve import double_bundle
+from tests.worker.double_engine_process import double_bundle
 from tests.worker.engine_double import EngineDouble, Gate
+from worker.engine_link import EngineLink
+from worker.engine_loop import EngineLoop, SteppingEngine
 from worker.progress import Progress
 from worker.serve import serve
-from worker.served import Served
 from worker.settings import WorkerSettings
+from worker.step_meter import StepMeter
 
 ROOT = Path(__file__).parents[2]
 MODEL = "double"
@@ -122,6 +126,25 @@ async def is_ready(broker: Broker, pid: int) -> bool:
     return beat is not None and beat.fields["state"] == "ready"
 
 
+@asynccontextmanager
+async def linked(engine: SteppingEngine, progress: Progress) -> AsyncIterator[EngineLink]:
+    """The engine in a loop as its process has it, but on a thread; ended at the end of the block."""
+    ours, theirs = socket.socketpair()
+
+    def run() -> None:
+        with theirs, suppress(Exception):  # the link has been told
+            EngineLoop(engine, theirs, progress).run()
+
+    link = await EngineLink.over(ours, StepMeter(MODEL, progress))
+    thread = threading.Thread(target=run, name="engine", daemon=True)
+    thread.start()
+    try:
+        yield link
+    finally:
+        link.stop()
+        await asyncio.to_thread(thread.join)
+
+
 @dataclass(slots=True)
 class LocalWorker:
     """A worker in this process: no supervisor, so nobody beats for it unless the test does."""
@@ -149,26 +172,26 @@ async def local_worker(
     chosen = WorkerSettings.model_validate({"model_path": Path("/double"), "drain_timeout_s": 0.0, **settings})
     worker_id = worker_id or keys.new_id()
     stop = asyncio.Event()
-    served = Served(double_bundle(), engine)
-    serving = asyncio.create_task(serve(served, chosen, broker, worker_id, progress, stop))
-    worker = LocalWorker(worker_id, engine, progress, stop, serving)
-    try:
-        yield worker
-    finally:
-        if isinstance(engine.pace, Gate):
-            engine.pace.open()
-        stop.set()
-        await serving
+    async with linked(engine, progress) as link:
+        serving = asyncio.create_task(serve(double_bundle(), link, chosen, broker, worker_id, progress, stop))
+        worker = LocalWorker(worker_id, engine, progress, stop, serving)
+        try:
+            yield worker
+        finally:
+            if isinstance(engine.pace, Gate):
+                engine.pace.open()
+            stop.set()
+            await serving
 
 
 @contextmanager
 def worker_process(
     redis_url: str, log: Path, *, module: str = "tests.worker.double_worker", **variables: str
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """A worker of two processes, supervisor and engine; ended, whatever happens, at the end of the block.
+    """A worker, three processes: supervisor, engine, and what serves it; ended at the end of the block.
 
     Args:
-        log: where both write.
+        log: where all write.
         module: its main program.
         variables: of its environment.
     """
@@ -180,5 +203,5 @@ def worker_process(
         yield process
     finally:
         process.send_signal(signal.SIGCONT)
-        process.kill()  # its engine process dies with it
+        process.kill()  # its children die with it
         process.wait()

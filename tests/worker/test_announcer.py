@@ -10,7 +10,7 @@ from contract import keys
 from contract.broker import Broker
 from tests.redis_server import RunningServer
 from tests.until import until
-from tests.worker.double_serve import double_bundle
+from tests.worker.double_engine_process import double_bundle
 from tests.worker.engine_double import expected_ids
 from tests.worker.rig import GATEWAY, MODEL, finished, local_worker, make_job
 from worker import announcer

@@ -15,7 +15,8 @@ PROBE = "import sys, {module}; print(' '.join(sorted({{name.partition('.')[0] fo
     [
         ("worker.__main__", {"redis", "structlog", "opentelemetry", "torch"}),  # before the engine process starts
         ("worker.__main__, worker.supervise", {"torch", "numpy", "grpc", "transformers", "service"}),
-        ("worker.serve, worker.load", {"grpc", "transformers", "service", "requests", "prometheus_client"}),
+        ("worker.run_engine, worker.load", {"grpc", "transformers", "service", "redis", "prometheus_client"}),
+        ("worker.serve", {"torch", "grpc", "transformers", "service", "requests", "prometheus_client"}),
         ("herd.__main__, herd.up", {"redis", "structlog", "opentelemetry", "grpc", "rich"}),  # before the workers start
     ],
 )

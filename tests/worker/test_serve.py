@@ -16,6 +16,7 @@ from contract.messages import ChoiceEnd, EndReason, decode_tokens
 from tests.until import until
 from tests.worker.engine_double import BROKEN, REFUSED, EngineDouble, Gate, expected_ids, text_of
 from tests.worker.rig import MODEL, LocalWorker, finished, has_tokens, local_worker, make_job, read, submit
+from worker.engine_link import EngineLost
 
 
 async def test_a_job_becomes_a_log_and_an_end(broker: Broker) -> None:
@@ -315,4 +316,4 @@ async def test_a_crash_of_the_engine_ends_the_process_loudly(broker: Broker) -> 
     with pytest.raises(ExceptionGroup) as caught:
         async with local_worker(broker) as worker:
             await asyncio.wait([worker.serving])
-    assert caught.group_contains(RuntimeError, match="the device is lost")
+    assert caught.group_contains(EngineLost, match="the device is lost")

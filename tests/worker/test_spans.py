@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from contract.broker import Delivered, Taken
 from telemetry import names
-from tests.worker.double_serve import double_bundle
+from tests.worker.double_engine_process import double_bundle
 from tests.worker.rig import make_job
 from worker import spans
 from worker.attempt import Attempt

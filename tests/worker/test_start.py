@@ -43,7 +43,7 @@ def test_a_wrong_setting_starts_no_engine_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is told before anything else happens, and by one process."""
-    monkeypatch.setattr(worker_main, "EngineProcess", lambda *_, **__: pytest.fail("an engine process was started"))
+    monkeypatch.setattr(worker_main, "ProcessPair", lambda *_, **__: pytest.fail("an engine process was started"))
     monkeypatch.setenv("HERD_WORKER_MODEL_PATH", "/double")
     monkeypatch.setenv("HERD_WORKER_QUANTIZATION", "int4")
 
@@ -69,7 +69,7 @@ def test_an_engine_process_that_ends_unattended_is_told_of(redis_url: str) -> No
 
 @pytest.mark.parametrize("is_started", [False, True])
 def test_a_sigterm_of_the_first_moments_ends_both(redis_url: str, is_started: bool) -> None:
-    """Before the supervisor heeds signals it ends by it, and the engine process with it; then both end in order."""
+    """Before the supervisor heeds signals it ends by it, and its children with it; then all end in order."""
     with starting(SLEEPS, HERD_WORKER_REDIS_URL=redis_url) as worker:
         if is_started:
             until_now(lambda: children_of(worker.pid))
@@ -81,9 +81,9 @@ def test_a_sigterm_of_the_first_moments_ends_both(redis_url: str, is_started: bo
 def test_an_engine_process_dies_with_the_supervisor_that_never_attended_it(redis_url: str) -> None:
     """The kernel sees to it from the first moment on."""
     with starting(SLEEPS, HERD_WORKER_REDIS_URL=redis_url) as worker:
-        until_now(lambda: children_of(worker.pid))
-        (engine,) = children_of(worker.pid)
+        until_now(lambda: len(children_of(worker.pid)) == 2)
+        children = children_of(worker.pid)
         worker.kill()
         said_by(worker)
-    until_now(lambda: not is_alive(engine))
+    until_now(lambda: not any(map(is_alive, children)))
     assert worker.returncode == -signal.SIGKILL

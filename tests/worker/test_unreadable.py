@@ -22,7 +22,7 @@ from contract.messages import (
 )
 from tests.contract.test_malformed import another_json, damaged
 from tests.until import until
-from tests.worker.double_serve import double_bundle
+from tests.worker.double_engine_process import double_bundle
 from tests.worker.engine_double import EngineDouble, Gate, expected_ids, text_of
 from tests.worker.rig import MODEL, finished, has_tokens, local_worker, make_job, submit
 from worker import reconcile

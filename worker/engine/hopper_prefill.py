@@ -1,7 +1,7 @@
 """Prefill on a Hopper GPU: all the step's longer slices in one pass, over whatever prefix is in the KV cache.
 
 Whole prompts of up to 512 tokens together run as a CUDA graph with room for them: kernel by kernel a pass takes the
-host 8 ms whatever its length, in which the device could do two short ones, and holds the interpreter's lock.
+host 8 ms whatever its length, in which the device could do two short ones.
 
 Every product reads the packed weights, dequantized in registers on their way to the tensor cores (kernels/gemm.py); no
 float16 copy of a weight exists. With int8 weights the activations may be rounded to int8 instead, where they have more

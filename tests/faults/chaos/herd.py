@@ -79,6 +79,7 @@ class LiveWorker:
     process: Process
     worker_id: str
     engine_pid: int
+    serving_pid: int
     num_slots: int
     num_running: int
 
@@ -162,9 +163,8 @@ def _live_worker(beat: WorkerBeat, by_pid: dict[int, Process]) -> LiveWorker | N
     process = by_pid.get(int(beat.fields.get("supervisor_pid", 0)))
     if process is None or beat.fields["state"] != "ready" or not is_alive(int(beat.fields["pid"])):
         return None
-    return LiveWorker(
-        process, beat.worker_id, int(beat.fields["pid"]), int(beat.fields["slots"]), int(beat.fields["running"])
-    )
+    numbers = (int(beat.fields[name]) for name in ("pid", "serving_pid", "slots", "running"))
+    return LiveWorker(process, beat.worker_id, *numbers)
 
 
 async def _serves(channel: grpc.aio.Channel) -> bool:

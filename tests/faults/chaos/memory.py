@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 
 class Memory:
-    """Samples by what they are of: gateways, supervisors, engines, Redis; and its keys."""
+    """Samples by what they are of: gateways, supervisors, engines, what serves them, Redis; and its keys."""
 
     def __init__(self, herd: Herd, client: "redis.asyncio.Redis") -> None:
         self._herd = herd
@@ -33,11 +33,12 @@ class Memory:
 
     async def _sample(self) -> None:
         now_s = time.monotonic() - self._begun_s
-        engines = [pid for worker in self._herd.workers for pid in children_of(worker.child.pid)]
+        pairs = [children_of(worker.child.pid) for worker in self._herd.workers]
         groups = {
             "gateway": [each.child.pid for each in self._herd.gateways],
             "supervisor": [each.child.pid for each in self._herd.workers],
-            "engine": engines,
+            "engine": [pair[0] for pair in pairs if len(pair) == 2],
+            "serving": [pair[1] for pair in pairs if len(pair) == 2],
             "redis": [self._herd.server.process.pid],
         }
         for name, pids in groups.items():

@@ -49,7 +49,7 @@ class Striker:
         self._client = client
         self._rnd = rnd
         self._blows: dict[Callable[[], Awaitable[None]], int] = {  # and how often
-            self._kill_engine: 18,
+            self._kill_child: 18,
             self._kill_worker: 18,
             self._kill_gateway: 78,
             self._kill_two_workers: 2,
@@ -114,9 +114,9 @@ class Striker:
             id_: place for id_, place in everything.items() if place.state == "running" and place.owner in worker_ids
         }
 
-    async def _kill_engine(self) -> None:
+    async def _kill_child(self) -> None:
         worker = await self._victim()
-        await self._kill([worker], self.felt.recovery_s, engines_only=True)
+        await self._kill([worker], self.felt.recovery_s, children_only=True)
 
     async def _kill_worker(self) -> None:
         await self._kill([await self._victim()], self.felt.recovery_s)
@@ -125,18 +125,18 @@ class Striker:
         workers = self._rnd.sample(await self._herd.live_workers(), 2)
         await self._kill(workers, self.felt.burst_s)
 
-    async def _kill(self, workers: list[LiveWorker], samples: list[float], *, engines_only: bool = False) -> None:
+    async def _kill(self, workers: list[LiveWorker], samples: list[float], *, children_only: bool = False) -> None:
         held = await self._held(*(each.worker_id for each in workers))
         killed_s = time.time()
         for worker in workers:
-            self._kill_one(worker, engine_only=engines_only)
+            self._kill_one(worker, child_only=children_only)
         await self._recovered(held, killed_s, samples)
 
     async def _kill_worker_and_adopter(self) -> None:
         """The second dies when it has just taken what the first one held."""
         first = await self._victim()
         held = await self._held(first.worker_id)
-        self._kill_one(first, engine_only=True)
+        self._kill_one(first, child_only=True)
         adopter = ""
 
         async def is_adopted() -> bool:
@@ -153,11 +153,11 @@ class Striker:
                 self._kill_one(second)
                 await self._recovered(held, killed_s, self.felt.burst_s)
 
-    def _kill_one(self, worker: LiveWorker, *, engine_only: bool = False) -> None:
-        """The engine process alone, which its supervisor notices; or both, which only others can."""
+    def _kill_one(self, worker: LiveWorker, *, child_only: bool = False) -> None:
+        """Its engine, or what serves it, which its supervisor notices; or all, which only others can."""
         self.felt.counts["worker kills"] += 1
-        if engine_only:
-            os.kill(worker.engine_pid, signal.SIGKILL)
+        if child_only:
+            os.kill(self._rnd.choice((worker.engine_pid, worker.serving_pid)), signal.SIGKILL)
         else:
             worker.process.child.kill()
 
@@ -194,7 +194,8 @@ class Striker:
         self.felt.counts["worker freezes"] += 1
         worker = await self._victim()
         held = await self._held(worker.worker_id)
-        pids = self._rnd.choice(([worker.engine_pid], [worker.process.child.pid, worker.engine_pid]))
+        children = [worker.serving_pid, worker.engine_pid]
+        pids = self._rnd.choice((*([each] for each in children), [worker.process.child.pid, *children]))
         worker.process.is_frozen = True
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)

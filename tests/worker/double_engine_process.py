@@ -1,4 +1,4 @@
-"""The engine process with the engine double: `python -m tests.worker.double_serve`, in place of worker.serve.
+"""The engine process with the double: `python -m tests.worker.double_engine_process`, in place of worker.run_engine.
 
 DOUBLE_STEP_S is its pace; DOUBLE_LOAD is "crash" for a process that dies while loading, "unfit" for a bad folder.
 DOUBLE_PROBE_HANGS is a file: the first process to probe its device writes its pid there and hangs, as the device would.
@@ -21,7 +21,7 @@ from contract.bundle import (
 )
 from tests.worker.engine_double import VOCAB, EngineDouble, text_of
 from worker.progress import Progress
-from worker.serve import run_process
+from worker.run_engine import run_engine
 from worker.served import Served
 from worker.settings import WorkerSettings
 
@@ -66,4 +66,4 @@ def hang_once() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_process(load_double, sys.argv[1], int(sys.argv[2])))
+    sys.exit(run_engine(load_double, int(sys.argv[1]), int(sys.argv[2])))
