@@ -51,6 +51,8 @@ class ProcessPair:
         self._engine_stillness = Stillness()
         self._loop_stillness = Stillness()
         self._has_stopped_serving = False
+        self._is_engine_cause = False  # of the end of both
+        self._exits: tuple[asyncio.Task[int], asyncio.Task[int]] | None = None
         engine_end, serving_end = socket.socketpair()
         with engine_end, serving_end:
             try:
@@ -69,25 +71,33 @@ class ProcessPair:
         """The process id of what serves."""
         return self._serving.pid
 
-    async def wait(self) -> int:
-        """The exit status of the worker, once both have ended; -N after signal N. Only one caller at a time.
+    async def serving_ended(self) -> None:
+        """Return when nothing is claimed or published any more, by itself or because the engine has ended.
 
-        It is the status of the one that ended first, but for one that ended well or because the other did.
+        An engine's own end may take longer: a GPU's memory is given back first.
         """
-        engine, serving = waits = [asyncio.create_task(_ended(child)) for child in (self._engine, self._serving)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if engine.done() and engine.result() == 0:  # it was told to stop; the other publishes the rest
-                await serving
-            elif any(each.done() and each.result() == exit_status.PARTNER_GONE for each in waits):
-                await asyncio.wait(waits, timeout=PARTNER_TIMEOUT_S)
-            first = serving if serving.done() and serving.result() != exit_status.PARTNER_GONE else engine
-            status = first.result() if first.done() else exit_status.CRASHED
-            self.send(signal.SIGKILL)
-            await asyncio.wait(waits)
-        finally:
-            for each in waits:
-                each.cancel()
+        engine, serving = self._watch()
+        await asyncio.wait((engine, serving), return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done() and engine.result() == exit_status.PARTNER_GONE:
+            await asyncio.wait([serving], timeout=PARTNER_TIMEOUT_S)
+        if not serving.done() and engine.result() != 0:  # with 0 it was told to stop; the other publishes the rest
+            self._is_engine_cause = True
+            self._serving.kill()
+        await asyncio.wait([serving])
+
+    async def wait(self) -> int:
+        """The exit status of the worker, once both have ended; -N after signal N. It is the status of the cause."""
+        await self.serving_ended()
+        engine, serving = self._watch()
+        if serving.result() == exit_status.PARTNER_GONE:
+            self._is_engine_cause = True
+        if self._is_engine_cause:
+            await asyncio.wait([engine], timeout=PARTNER_TIMEOUT_S)
+        status = serving.result()
+        if self._is_engine_cause:
+            status = engine.result() if engine.done() else exit_status.CRASHED
+        self._engine.kill()
+        await asyncio.wait([engine])
         return status
 
     def drain(self) -> None:
@@ -119,6 +129,12 @@ class ProcessPair:
         loop_s = self._loop_stillness.look(progress.num_turns, now_s)
         is_engine_stuck = bool(progress.has_work) and engine_s >= self._stuck_after_s
         return Condition.STUCK if is_engine_stuck or loop_s >= self._stuck_after_s else Condition.WORKING
+
+    def _watch(self) -> "tuple[asyncio.Task[int], asyncio.Task[int]]":
+        """The statuses of the engine and of what serves it, as they come."""
+        if self._exits is None:
+            self._exits = asyncio.create_task(_ended(self._engine)), asyncio.create_task(_ended(self._serving))
+        return self._exits
 
     def _is_stopped(self) -> bool:
         """Whether one of them stands still. If it is the engine, so does the other: it would go on claiming jobs."""

@@ -83,11 +83,12 @@ class Supervisor:
             self._meter.attend(pair.progress)
             log.info("engine process started", worker_id=pair.worker_id, pid=pair.pid, serving_pid=pair.serving_pid)
             try:
-                status = await self._attend(pair, stop, force)
+                await self._attend(pair, stop, force)
+                await self._free(pair.worker_id)
+                status = await pair.wait()
             finally:
                 self._meter.ended(died=not stop.is_set())
                 pair.close()
-            await self._free(pair.worker_id)
             if stop.is_set():
                 drained = (0, -signal.SIGTERM)  # the signal itself ends a process that has not begun to serve
                 return 0 if status in drained else exit_status.GAVE_UP
@@ -103,18 +104,17 @@ class Supervisor:
                 return 0
             pair = ProcessPair(self._command, stuck_after_s=self._settings.stuck_after_s)
 
-    async def _attend(self, pair: ProcessPair, stop: asyncio.Event, force: asyncio.Event) -> int:
-        """Beat for the processes until they end; end them on `stop`."""
+    async def _attend(self, pair: ProcessPair, stop: asyncio.Event, force: asyncio.Event) -> None:
+        """Beat for the processes until nothing is claimed or published any more; end them on `stop`."""
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._beat(pair), name="beat"),
                 group.create_task(self._end_on(stop, pair), name="stop"),
                 group.create_task(self._kill_on(force, pair), name="force"),
             ]
-            status = await pair.wait()
+            await pair.serving_ended()
             for task in tasks:
                 task.cancel()
-        return status
 
     async def _beat(self, pair: ProcessPair) -> None:
         """Beat every BEAT_S, but not for a process that is stopped; one that is stuck is killed instead."""

@@ -156,3 +156,16 @@ async def test_the_status_is_that_of_the_cause(
     """Whichever is seen to end first: one that ends because the other did says so."""
     process = start(started, engine, serving)
     assert await asyncio.wait_for(process.wait(), timeout=20) == status
+
+
+async def test_who_frees_what_they_held_does_not_wait_for_a_gpu(
+    started: list[ProcessPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that has closed its socket, and is long about the rest, is over for the one that serves it."""
+    monkeypatch.setattr("worker.pair.PARTNER_TIMEOUT_S", 0.1)
+    closes = "import os, sys, time; os.close(int(sys.argv[2])); time.sleep(600)"
+    process = start(started, closes, ENDS_WHEN_ALONE.format(status=exit_status.PARTNER_GONE))
+    await asyncio.wait_for(process.serving_ended(), timeout=10)
+    assert is_alive(process.pid)
+    assert await asyncio.wait_for(process.wait(), timeout=10) == exit_status.CRASHED
+    assert not is_alive(process.pid)
