@@ -132,8 +132,8 @@ class Relay:
                 for stream in self._streams.get(row.generation_id, ()):
                     stream.offer(row.entry, now_s)
                     offered.add(stream)
-            if pause_s := pause_after_s(len(offered)):
-                await asyncio.sleep(pause_s)
+            if offered:  # who got something writes it before the next rows are asked for
+                await asyncio.sleep(pause_after_s(len(offered)))
 
     async def sweep(self) -> None:
         """Compare silent streams with their records, and close what no owner has ended in time, for ever."""
