@@ -12,6 +12,7 @@ from llamaherd.v1 import common_pb2, generation_pb2
 MAX_UINT32 = 2**32 - 1
 
 _Response = generation_pb2.GenerateResponse
+_REASONS = {name.removeprefix("FINISH_REASON_"): name for name in common_pb2.FinishReason.keys()}  # noqa: SIM118  an enum
 
 
 def accepted(job: Job) -> bytes:
@@ -55,11 +56,11 @@ def accepted_of(job: Job) -> common_pb2.Accepted:
 
 def finish_of(end: ChoiceEnd) -> common_pb2.ChoiceFinished:
     """How a choice ended, as the API says it. Raises MalformedMessage for a reason that the API does not have."""
-    if f"FINISH_REASON_{end.reason}" not in common_pb2.FinishReason.keys():  # noqa: SIM118  no mapping, but an enum
+    if (reason := _REASONS.get(end.reason)) is None:
         raise MalformedMessage(f"choice {end.choice} ended with {end.reason!r}")
     return common_pb2.ChoiceFinished(
         choice=end.choice,
-        reason=f"FINISH_REASON_{end.reason}",
+        reason=reason,
         stop_string=end.stop_string,
         num_tokens=end.num_tokens,
         text=end.text,
