@@ -1,7 +1,7 @@
 """Takes jobs for free slots: what others left behind first, then new ones, class by class.
 
 Reads that block run beside the loop and are never cancelled: a cancelled XREADGROUP may already have been answered,
-and its entries would lie pending until the reconciliation finds them.
+and its entries would lie pending until the reconciliation finds them. While the loop waits, they take what they bring.
 """
 
 import asyncio
@@ -43,6 +43,7 @@ class Claimer:
         self._taker = taker
         self._reads: dict[str, asyncio.Task[list[Delivered]]] = {}  # those that block, by class
         self._num_taking = 0  # sweeps that took something
+        self._choosing = asyncio.Lock()  # held by the loop or by one read, from looking for room to having used it
 
     async def run(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         """Claim until `stop`; then nothing is on its way to us any more.
@@ -53,7 +54,7 @@ class Claimer:
         backoff = Backoff()
         while not stop.is_set():
             try:
-                await self._claim_once(group)
+                await self._claim_once(stop, group)
                 backoff.reset()
             except BrokerDown:
                 await backoff.wait()
@@ -67,16 +68,17 @@ class Claimer:
             async for _ in wakes:
                 self._holdings.changed.set()
 
-    async def _claim_once(self, group: asyncio.TaskGroup) -> None:
+    async def _claim_once(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         """Take all there is for us, then wait for an arrival, a free slot, a wake or BLOCK_MS."""
         changed = self._holdings.changed
-        changed.clear()  # before looking, so that nothing between looking and waiting is missed
-        await self._take_arrivals()
-        await self._adopt()
-        if await self._sweep():
-            return
-        if self._has_room():
-            self._block_on_reads(group)
+        async with self._choosing:
+            changed.clear()  # before looking, so that nothing between looking and waiting is missed
+            await self._take_arrivals()
+            await self._adopt()
+            if await self._sweep():
+                return
+            if self._has_room():
+                self._block_on_reads(stop, group)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(BLOCK_MS / 1000):
                 await changed.wait()
@@ -128,19 +130,27 @@ class Claimer:
                 return True
         return False
 
-    def _block_on_reads(self, group: asyncio.TaskGroup) -> None:
+    def _block_on_reads(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         """One blocking read per class: nobody waits, and the first to come is served at once."""
         for job_class in keys.CLASSES:
             if job_class not in self._reads:
-                read = group.create_task(self._read_beside(job_class), name=f"read-{job_class}")
+                read = group.create_task(self._read_beside(job_class, stop), name=f"read-{job_class}")
                 read.add_done_callback(lambda _: self._holdings.changed.set())
                 self._reads[job_class] = read
 
-    async def _read_beside(self, job_class: str) -> list[Delivered]:
+    async def _read_beside(self, job_class: str, stop: asyncio.Event) -> list[Delivered]:
+        """What came and is still to be taken: nothing where the loop waits, since the way to it would take longer."""
         try:
-            return await self._read(job_class, count=1, block_ms=BLOCK_MS)
+            entries = await self._read(job_class, count=1, block_ms=BLOCK_MS)
         except BrokerDown:
             return []  # the loop meets it too, and waits
+        if not entries or self._choosing.locked():
+            return entries
+        async with self._choosing:
+            if stop.is_set() or not self._has_room():
+                return entries
+            await self._taker.take(entries[0])
+            return []
 
     async def _read(self, job_class: str, *, count: int, block_ms: int) -> list[Delivered]:
         """New entries. All are known from here on: the reconciliation hands back what is pending and unknown."""
