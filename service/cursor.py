@@ -140,7 +140,8 @@ class Cursor:
                 return self._take_ending(entry)
 
     def _take_tokens(self, row: TokenRow) -> list[Piece]:
-        old = self.position - row.t0
+        position = self.position
+        old = position - row.t0
         if old < 0 or row.chain0 != self._chains[row.t0]:
             raise Disagreement
         try:
@@ -149,29 +150,31 @@ class Cursor:
             raise Disagreement from None
         if len(tokens) != row.end - row.t0:
             raise Disagreement
-        for token, chain in zip(tokens, self._chains[row.t0 + 1 :], strict=False):
-            if token.chain != chain:
+        new = tokens
+        if old:
+            new = tokens[old:]
+            if any(token.chain != chain for token, chain in zip(tokens, self._chains[row.t0 + 1 :], strict=False)):
                 raise Disagreement
-        new = tokens[old:]
-        if new and new[0].position != self.position:
+        if new and new[0].position != position:
             raise Disagreement
-        if self.position + len(new) < self.resume.position:
+        if position + len(new) < self.resume.position:
             self._past_ends += self._untold(row.choice_ends)
             self._extend(new)
             return []
         pieces: list[Piece] = []
         wanted = new
-        if self.is_ahead:
-            pieces, wanted = self._arrive(new), new[self.resume.position - self.position :]
+        if position < self.resume.position:
+            pieces, wanted = self._arrive(new), new[self.resume.position - position :]
         if wanted:
             pieces.append(Piece(row.body if len(wanted) == len(tokens) else _encode(wanted), is_tokens=True))
-        pieces += self._tell(row.choice_ends)
+        if row.choice_ends:
+            pieces += self._tell(row.choice_ends)
         self._extend(new)
         return pieces
 
     def _extend(self, new: Sequence[common_pb2.Token]) -> None:
-        self._chains.extend(token.chain for token in new)
-        self._choices.extend(token.choice for token in new)
+        self._chains.extend([token.chain for token in new])
+        self._choices.extend([token.choice for token in new])
 
     def _arrive(self, new: Sequence[common_pb2.Token]) -> list[Piece]:
         """The resume position is behind one of the new tokens: what stands there. Raises Fork."""

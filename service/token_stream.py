@@ -258,7 +258,8 @@ class TokenStream:
 
     def _push(self, pieces: Sequence[Piece]) -> None:
         self._buffer += pieces
-        self._buffer_bytes += sum(len(piece.body) for piece in pieces)
+        for piece in pieces:
+            self._buffer_bytes += len(piece.body)
         if pieces or self.cursor.ending is not None:  # an end that is an error has no message
             self._news.set()
 
