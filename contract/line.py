@@ -13,7 +13,7 @@ import hiredis
 from redis.asyncio.connection import DefaultParser
 from redis.exceptions import ConnectionError
 
-MAX_SHARED_BYTES = 64 * 1024  # of a request: what is longer would hold up those behind it
+MAX_SHORT_BYTES = 64 * 1024  # of a request: what is longer holds up only its like
 
 
 class Setup(Protocol):
@@ -33,11 +33,11 @@ class Setup(Protocol):
 
 
 class Lines:
-    """All lines of a client: one that short calls share, and others for one call at a time."""
+    """All lines of a client: one that short calls share, one for long requests, and one for each call that blocks."""
 
     def __init__(self, make_setup: Callable[[], Setup]) -> None:
         self._make_setup = make_setup
-        self._shared = _Line(make_setup)
+        self._short, self._long = _Line(make_setup), _Line(make_setup)
         self._apart: list[_Line] = []
         self._idle: list[_Line] = []  # of those apart
 
@@ -51,8 +51,8 @@ class Lines:
             blocks: whether the server may let it wait.
         """
         request = hiredis.pack_command(tuple(command))
-        if not blocks and len(request) <= MAX_SHARED_BYTES:
-            return await self._shared.call(request, timeout_s)
+        if not blocks:
+            return await (self._short if len(request) <= MAX_SHORT_BYTES else self._long).call(request, timeout_s)
         line = self._idle.pop() if self._idle else self._one_more()
         try:
             return await line.call(request, timeout_s)
@@ -64,7 +64,7 @@ class Lines:
 
     def close(self) -> None:
         """Lose every connection; a later call opens another."""
-        for line in (self._shared, *self._apart):
+        for line in (self._short, self._long, *self._apart):
             line.close()
 
     def _one_more(self) -> "_Line":
