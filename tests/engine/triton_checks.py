@@ -139,7 +139,8 @@ def model_of(
     dtype = torch.float32 if operators is PLAIN else torch.float16
     kv = kind(config, num_blocks=30, block_size=16, dtype=dtype, device=device)
     weights = load_weights(RandomSource(config, quantization, device, CPU), config, 1 << 30, lambda _: None, operators)
-    return LlamaModel(config, weights, kv, operators.make_attention(kv, device), operators.name)
+    attention = operators.make_attention(kv, device)
+    return LlamaModel(config, weights, kv, attention, operators.name, captures=operators.captures)
 
 
 def small_config() -> LlamaConfig:

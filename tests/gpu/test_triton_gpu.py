@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.engine.triton_checks import CHECKS, MAX_PRODUCT_ERROR, QUANTIZED, error_of_product, small_config, stored
+from tests.engine.oracle import block_tables, random_prompts
+from tests.engine.triton_checks import (
+    CHECKS,
+    MAX_PRODUCT_ERROR,
+    QUANTIZED,
+    error_of_product,
+    model_of,
+    small_config,
+    stored,
+)
+from worker.engine.batch import SequenceSlice
 from worker.engine.config import KVFormat, Quantization
 from worker.engine.kernels.triton_attention import SPLIT, decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
@@ -75,3 +86,29 @@ def test_attention_does_not_depend_on_the_batch() -> None:
         num_keys = int(positions[row]) + 1
         alone = decode_attention(query[at], keys, values, None, None, positions[at], tables[at], num_keys)
         assert torch.equal(alone, together[at])
+
+
+@pytest.mark.parametrize("kv_format", list(KVFormat))
+@pytest.mark.parametrize("quantization", QUANTIZED)
+def test_captured_steps_are_those_that_are_not(quantization: Quantization, kv_format: KVFormat) -> None:
+    """The same bits, whatever the batch is padded to; and nothing is written but each sequence's own position."""
+    config = small_config()
+    operators = choose_operators(config, quantization, kv_format, CUDA, 16)
+    assert operators.captures
+    captured = model_of(config, quantization, kv_format, CUDA, operators)
+    plain = model_of(config, quantization, kv_format, CUDA, replace(operators, captures=False))
+    prompts = random_prompts(config.vocab_size, [1, 15, 16, 40, 100], seed=3)
+    tables = block_tables(captured, [48, 48, 48, 64, 112])
+    for model in (captured, plain):
+        model.forward([SequenceSlice(prompt, 0, table, True) for prompt, table in zip(prompts, tables, strict=True)])
+    for step in range(40):
+        some = [number for number in range(len(prompts)) if step % (number + 1) == 0]
+        slices = [SequenceSlice([5 + step], len(prompts[number]), tables[number], True) for number in some]
+        assert torch.equal(captured.forward(slices), plain.forward(slices)), f"step {step}"
+        for number in some:
+            prompts[number].append(5 + step)
+    for ours, theirs in zip((*captured.kv.keys, *captured.kv.values), (*plain.kv.keys, *plain.kv.values), strict=True):
+        for prompt, table in zip(prompts, tables, strict=True):
+            seen = [(table[position // 16], position % 16) for position in range(len(prompt))]
+            blocks, offsets = (torch.tensor(part, device=CUDA) for part in zip(*seen, strict=True))
+            assert torch.equal(ours[blocks, offsets], theirs[blocks, offsets])

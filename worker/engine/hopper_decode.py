@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig
-from worker.engine.hopper_graphs import StagedNumbers, recording
+from worker.engine.cuda_graphs import StagedNumbers, recording
 from worker.engine.hopper_weights import HopperWeights
 from worker.engine.kernels.attention import BLOCK_SIZE, SPLIT, DecodeAttention
 from worker.engine.kernels.rowwise import add_rms_norm, embed

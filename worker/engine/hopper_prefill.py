@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import ActivationFormat, LlamaConfig
-from worker.engine.hopper_graphs import StagedNumbers, recording
+from worker.engine.cuda_graphs import StagedNumbers, recording
 from worker.engine.hopper_prefill_plan import (
     GRAPH_TOKENS,
     PrefillPlan,

@@ -49,7 +49,7 @@ from worker.engine.weights import (
 
 CPU_RESIDENT_BYTES = 2 << 30  # float32 copies of dequantized weights that the CPU path keeps
 PLAIN_BLOCK_SIZE = 16  # positions in a block of a LlamaModel's KV cache
-HOPPER_WEIGHTS_SHARE = 0.9  # of the time that loading takes; the rest makes kernels and graphs
+WEIGHTS_SHARE = 0.9  # of the time that loading takes; the rest makes kernels and graphs
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,8 @@ def load_model(
                 log.warning("the Hopper kernels do not run %s, decoding will be slow: %s", folder, error)
         block_size = block_size or PLAIN_BLOCK_SIZE
         operators = choose_operators(config, source.quantization, kv_format, device, block_size)
-        weights = load_weights(source, config, resident_bytes, progress, operators)
+        note_weights, note_graphs = _shares(progress) if operators.captures else (progress, progress)
+        weights = load_weights(source, config, resident_bytes, note_weights, operators)
     model = build_model(
         config,
         weights,
@@ -123,6 +124,7 @@ def load_model(
         block_size=block_size,
         operators=operators,
         kv_format=kv_format,
+        progress=note_graphs,
     )
     progress(1.0)
     return model
@@ -143,13 +145,7 @@ def load_hopper_model(
 
     Raises UnpackableWeight, KernelBuildError, and what `load_model` does.
     """
-
-    def note_weights(fraction: float) -> None:
-        progress(HOPPER_WEIGHTS_SHARE * fraction)
-
-    def note_graphs(fraction: float) -> None:
-        progress(HOPPER_WEIGHTS_SHARE + (1 - HOPPER_WEIGHTS_SHARE) * fraction)
-
+    note_weights, note_graphs = _shares(progress)
     weights = load_hopper_weights(source, config, note_weights)
     device = weights.embedding.device
     kv = make_kv(config, kv_format, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=HOPPER_BLOCK_SIZE)
@@ -167,11 +163,32 @@ def build_model(
     block_size: int,
     operators: Operators = PLAIN,
     kv_format: KVFormat = KVFormat.FLOAT,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> LlamaModel:
     """Put a KV cache beside weights that are on their device. Arguments and errors are those of `load_model`."""
     device = weights.embedding.device
     kv = make_kv(config, kv_format, device, kv_blocks=kv_blocks, kv_bytes=kv_bytes, block_size=block_size)
-    return LlamaModel(config, weights, kv, operators.make_attention(kv, device), operators.name)
+    return LlamaModel(
+        config,
+        weights,
+        kv,
+        operators.make_attention(kv, device),
+        operators.name,
+        captures=operators.captures,
+        progress=progress,
+    )
+
+
+def _shares(progress: Callable[[float], None]) -> tuple[Callable[[float], None], Callable[[float], None]]:
+    """Of the weights and of the graphs that are captured after them, to be called with the fraction of each."""
+
+    def note_weights(fraction: float) -> None:
+        progress(WEIGHTS_SHARE * fraction)
+
+    def note_graphs(fraction: float) -> None:
+        progress(WEIGHTS_SHARE + (1 - WEIGHTS_SHARE) * fraction)
+
+    return note_weights, note_graphs
 
 
 class WeightSource(Protocol):

@@ -5,19 +5,20 @@ Source: Touvron et al. 2023, arXiv:2307.09288; grouped-query attention, Ainslie 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worker.engine.attention import Attention, plan_step
+from worker.engine.attention import Attention, StepPlan, plan_step
 from worker.engine.batch import SequenceSlice
 from worker.engine.config import LlamaConfig
 from worker.engine.device_probe import probe_device
 from worker.engine.kv_tensors import KVCache
 from worker.engine.linear import Linear
+from worker.engine.model_graphs import StepGraphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,21 @@ class LlamaModel:
 
     Args:
         kernels: whose kernels `weights` and `attention` run, for the log.
+        captures: whether steps in which every sequence has one token run as CUDA graphs, captured now: `attention` and
+            the products then queue kernels that depend on the shapes alone, and wait for nothing.
+        progress: called with the fraction captured, rising.
     """
 
     def __init__(
-        self, config: LlamaConfig, weights: LlamaWeights, kv: KVCache, attention: Attention, kernels: str
+        self,
+        config: LlamaConfig,
+        weights: LlamaWeights,
+        kv: KVCache,
+        attention: Attention,
+        kernels: str,
+        *,
+        captures: bool = False,
+        progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.config = config
         self.kernels = kernels
@@ -63,6 +75,9 @@ class LlamaModel:
         self._attention = attention
         self._device = weights.embedding.device
         self._cos, self._sin = rotary_tables(config, self.max_context, self._device)
+        self._graphs: StepGraphs | None = None
+        if captures:
+            self._graphs = StepGraphs(self._run, kv, self.max_context, self.vocab_size, self._device, progress)
 
     @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
@@ -71,7 +86,11 @@ class LlamaModel:
         Returns:
             [sum of the slices' `num_logit_rows`, V] float32, in slice order, on the model's device.
         """
-        plan = plan_step(slices, self.block_size, self._device)
+        if self._graphs is not None and self._graphs.takes(slices):
+            return self._graphs.run(slices)
+        return self._run(plan_step(slices, self.block_size, self._device))
+
+    def _run(self, plan: StepPlan) -> Tensor:
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
         eps = self.config.rms_norm_eps
         x = F.embedding(plan.token_ids, self._weights.embedding).float()  # the residual stream: [T, hidden] float32

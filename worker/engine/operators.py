@@ -21,11 +21,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Operators:
-    """What makes the layers and the attention of a LlamaModel; `name` is whose kernels they run."""
+    """What makes the layers and the attention of a LlamaModel; `name` is whose kernels they run.
+
+    Attributes:
+        captures: see LlamaModel.
+    """
 
     name: str
     make_linear: Callable[[LinearWeight, ResidentBudget], Linear]
     make_attention: Callable[[KVCache, torch.device], Attention]
+    captures: bool = False
 
 
 PLAIN = Operators("torch", make_linear, make_attention)
@@ -57,4 +62,5 @@ def try_triton(
     except Exception as error:  # of a compiler, a linker, a loader or a driver: there is no common one
         log.warning("no Triton on %s, so torch and bitsandbytes decode there, slower: %s", device, error)
         return PLAIN
-    return Operators("triton", triton_path.make_triton_linear, triton_path.make_triton_attention)
+    is_gpu = device.type == "cuda"  # else Triton's interpreter
+    return Operators("triton", triton_path.make_triton_linear, triton_path.make_triton_attention, captures=is_gpu)

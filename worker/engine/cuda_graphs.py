@@ -1,4 +1,4 @@
-"""CUDA graphs of steps on a Hopper GPU: captured once, their inputs copied in ahead of each replay."""
+"""CUDA graphs of steps: captured once, their inputs copied in ahead of each replay."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def recording(device: torch.device) -> Iterator[Recorder]:
 
 
 class StagedNumbers:
-    """int32 numbers written on the host and copied to one place on the device, without waiting for the device.
+    """Whole numbers written on the host and copied to one place on the device, without waiting for the device.
 
     Two pinned buffers take turns; one is written again only once its copy is done.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.on_device = torch.zeros(size, dtype=torch.int32, device=device)
-        self._pinned = [torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+    def __init__(self, size: int, device: torch.device, dtype: torch.dtype = torch.int32) -> None:
+        self.on_device = torch.zeros(size, dtype=dtype, device=device)
+        self._pinned = [torch.zeros(size, dtype=dtype, pin_memory=True) for _ in range(2)]
         self._copied = [torch.cuda.Event() for _ in self._pinned]  # type: ignore[no-untyped-call]
         self._turn = 0
 
