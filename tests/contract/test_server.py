@@ -207,9 +207,9 @@ async def test_listening_brings_each_message(rig: Rig) -> None:
     """After one for the subscription of each channel; from whatever node of a cluster."""
     async with rig.broker.listen(keys.WAKE, keys.nudge(WORKER)) as names:
         assert {await anext(names), await anext(names)} == {keys.WAKE, keys.nudge(WORKER)}
-        await rig.client.publish(keys.nudge(WORKER), "x")
+        await rig.client.execute_command("PUBLISH", keys.nudge(WORKER), "x")
         assert await anext(names) == keys.nudge(WORKER)
-        await rig.client.publish(keys.WAKE, "")
+        await rig.client.execute_command("PUBLISH", keys.WAKE, "")
         assert await anext(names) == keys.WAKE
 
 
