@@ -16,6 +16,7 @@ from worker.engine.kv_tensors import KVCache, kv_class
 from worker.engine.linear import Int8Linear, Linear, Nf4Linear, ResidentBudget, make_linear
 from worker.engine.weights import DenseWeight, Int8Weight, LinearWeight, Nf4Weight
 
+MIN_NF4_ROWS = 2  # one is multiplied by bitsandbytes' kernel for it in half the time (bench/KERNELS.md)
 MAX_ERROR = 2e-3  # relative, of fp16 products and attention; both have about 3e-4
 
 
@@ -24,15 +25,20 @@ class WrongKernel(RuntimeError):
 
 
 class TritonLinear:
-    """int8 or NF4, float16 activations: up to MAX_ROWS rows by the kernels, more as the plain path does."""
+    """int8 or NF4, float16 activations: up to MAX_ROWS rows by the kernels, more as the plain path does.
 
-    def __init__(self, product: TritonProduct, plain: Linear) -> None:
+    Args:
+        min_rows: fewer are multiplied by the plain path too.
+    """
+
+    def __init__(self, product: TritonProduct, plain: Linear, min_rows: int) -> None:
         self._product = product
         self._plain = plain
+        self._min_rows = min_rows
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply [T, K] into [T, N] float16."""
-        if 0 < x.shape[0] <= MAX_ROWS:
+        if self._min_rows <= x.shape[0] <= MAX_ROWS:
             return self._product(x.half())
         return self._plain(x)
 
@@ -63,8 +69,10 @@ def make_triton_linear(weight: LinearWeight, resident: ResidentBudget) -> Linear
         return make_linear(weight, resident)
     if isinstance(weight, Nf4Weight):
         weight = replace(weight, absmax=weight.flat_absmax())
-    plain = Int8Linear(weight) if isinstance(weight, Int8Weight) else Nf4Linear(weight)
-    return TritonLinear(TritonProduct(weight, _num_multiprocessors(weight.device)), plain)
+    product = TritonProduct(weight, _num_multiprocessors(weight.device))
+    if isinstance(weight, Int8Weight):
+        return TritonLinear(product, Int8Linear(weight), min_rows=1)
+    return TritonLinear(product, Nf4Linear(weight), MIN_NF4_ROWS)
 
 
 def make_triton_attention(kv: KVCache, _: torch.device) -> Attention:
