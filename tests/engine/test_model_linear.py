@@ -17,8 +17,8 @@ from worker.engine.linear import (
     TiledLinear,
     make_linear,
 )
-from worker.engine.model import _rms_norm, _rotate, _silu
 from worker.engine.quantize import quantize_int8, quantize_nf4
+from worker.engine.rowwise import PlainRowwise
 from worker.engine.weights import DenseWeight, Int8Weight, LinearWeight, Nf4Weight, concatenate_rows
 
 NUM_ROWS = [1, 2, 3, 15, 16, 17, 33, 64, 100, 257]
@@ -133,11 +133,12 @@ def test_nf4_stands_for_what_bitsandbytes_says(double: bool) -> None:
 def test_row_wise_steps_have_the_same_bits_in_any_company(size: int) -> None:
     """Norm, activation and rotation of one row among others."""
     torch.manual_seed(5)
+    rowwise = PlainRowwise()
     norm, row, angles = torch.rand(size), torch.randn(size), torch.randn(size // 2)
 
     def steps(x: Tensor, angle: Tensor) -> list[Tensor]:
-        rotated = _rotate(x[:, None], angle.cos(), angle.sin())[:, 0]
-        return [_rms_norm(x, norm, 1e-5), _silu(x), rotated]
+        rotated = rowwise.rotate(x[:, None], angle.cos(), angle.sin())[:, 0]
+        return [rowwise.norm(x, norm, 1e-5), rowwise.gate(x), rotated]
 
     alone = [result[0] for result in steps(row[None], angles[None])]
     for num_rows in NUM_ROWS:
@@ -152,4 +153,5 @@ def test_silu_is_torchs() -> None:
     """Written out, but the same function, large values included."""
     x = torch.cat([torch.linspace(-100, 100, 4001), torch.tensor([-1e4, 1e4])])
 
-    assert torch.allclose(_silu(x), torch.nn.functional.silu(x), atol=1e-6)
+    ours = PlainRowwise().gate(torch.cat([x, torch.ones_like(x)])[None])[0]
+    assert torch.allclose(ours, torch.nn.functional.silu(x), atol=1e-6)

@@ -14,9 +14,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from worker.engine.kernels import triton_attention, triton_product
+from worker.engine.kernels import triton_attention, triton_product, triton_rowwise
 from worker.engine.kernels.triton_attention import attend_splits, join_pieces
 from worker.engine.kernels.triton_product import int8_product, join_splits, nf4_product
+from worker.engine.kernels.triton_rowwise import gate_rows, norm_rows, rotate_heads
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Compute capability, and the shared memory that a block of threads may have there (CUDA programming guide, table of
@@ -91,6 +92,27 @@ VARIANTS = {
     "attention of 7B": attention(1, 128),
     "attention of 70B": attention(8, 128),
     "attention over int8": attention(8, 128, is_int8=True),
+    "norm of 70B": Variant(
+        norm_rows,
+        {"x_ptr": _FLOATS, "weight_ptr": _FLOATS, "out_ptr": _X, "size": _SIZE, "eps": "fp32"},
+        {"BLOCK": 8192},
+        triton_rowwise.NORM_WARPS,
+        3,
+    ),
+    "rotation": Variant(
+        rotate_heads,
+        {"heads_ptr": _X, "cos_ptr": _FLOATS, "sin_ptr": _FLOATS, "out_ptr": _X, "row_stride": _ANY},
+        {"HALF": 64, "DIMS": 64},
+        triton_rowwise.ROTATE_WARPS,
+        3,
+    ),
+    "gate": Variant(
+        gate_rows,
+        {"gate_up_ptr": _X, "out_ptr": _X, "size": _SIZE},
+        {"BLOCK": triton_rowwise.GATE_BLOCK},
+        triton_rowwise.GATE_WARPS,
+        3,
+    ),
     "joining pieces": Variant(join_pieces, _JOIN_PIECES, {"HEAD_DIM": 128, "DIMS": 128, "SPLIT": 256}, 4, 3),
 }
 

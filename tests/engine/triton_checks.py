@@ -26,16 +26,19 @@ from worker.engine.bnb import import_bitsandbytes
 from worker.engine.config import KVFormat, LlamaConfig, Quantization
 from worker.engine.kernels.triton_attention import SPLIT, decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
+from worker.engine.kernels.triton_rowwise import TritonRowwise
 from worker.engine.kv_tensors import Int8KVTensors, KVTensors
 from worker.engine.loader import load_weights
 from worker.engine.model import LlamaModel
 from worker.engine.operators import PLAIN, Operators, try_triton
 from worker.engine.quantize import quantize_nf4
+from worker.engine.rowwise import PlainRowwise
 from worker.engine.weights import Int8Weight, Nf4Weight
 
 CPU = torch.device("cpu")
 MAX_PRODUCT_ERROR = 6e-4  # relative: the rounding of fp16 results, and of NF4 weights to fp16
 MAX_ATTENTION_ERROR = 2e-3
+MAX_ROWWISE_ERROR = 4e-4  # float16 results
 MAX_LOGITS_ERROR = 1e-2  # float16 activations through two layers
 QUANTIZED = (Quantization.INT8, Quantization.NF4, Quantization.NF4_DQ)
 
@@ -99,6 +102,33 @@ def attention_error(
     return relative_error(out, expected)
 
 
+def rowwise_error(name: str, shape: tuple[int, ...], device: torch.device) -> float:
+    """Of the norm, the rotation or the gate of rows, against float64."""
+    generator = torch.Generator().manual_seed(shape[-1])
+    tested, plain = TritonRowwise(), PlainRowwise()
+    x = 3 * torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
+    with poisoned_memory():
+        if name == "norm":
+            weight = torch.rand(shape[1], generator=generator).to(device)
+            out, expected = tested.norm(x, weight, 1e-5), plain.norm(x.double(), weight.double(), 1e-5)
+        elif name == "gate":
+            x[0, 0], x[-1, 1] = -20_000, 2_000
+            out, expected = tested.gate(x.half()), plain.gate(x.half().double())
+        else:
+            angles = torch.randn(shape[0], shape[2] // 2, generator=generator).to(device)
+            part = x.half()[:, 1:]  # of what one product gave, as queries and keys are
+            out, expected = tested.rotate(part, angles.cos(), angles.sin()), exact_rotation(part.double(), angles)
+    assert out.dtype == torch.float16
+    return relative_error(out, expected)
+
+
+def exact_rotation(heads: Tensor, angles: Tensor) -> Tensor:
+    """In float64, by complex numbers."""
+    first, second = heads.chunk(2, dim=-1)
+    turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles).double(), angles.double())[:, None]
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
 def poison(kv: KVTensors | Int8KVTensors) -> None:
     """What others left in the cache is NaN."""
     scales = (*kv.key_scales, *kv.value_scales) if isinstance(kv, Int8KVTensors) else ()
@@ -140,7 +170,9 @@ def model_of(
     kv = kind(config, num_blocks=30, block_size=16, dtype=dtype, device=device)
     weights = load_weights(RandomSource(config, quantization, device, CPU), config, 1 << 30, lambda _: None, operators)
     attention = operators.make_attention(kv, device)
-    return LlamaModel(config, weights, kv, attention, operators.name, captures=operators.captures)
+    return LlamaModel(
+        config, weights, kv, attention, operators.name, rowwise=operators.rowwise, captures=operators.captures
+    )
 
 
 def small_config() -> LlamaConfig:
@@ -182,6 +214,15 @@ ROWS = (1, 16, 33, 65)
 # heads, key-value heads, dimensions, positions in a block
 ATTENTIONS = [(4, 4, 128, 16), (16, 2, 64, 64), (3, 1, 80, 16)]
 
+# the numbers of a row, or heads and dimensions: no power of two, and more than one program's
+ROWWISE = [
+    ("norm", (3, 100)),
+    ("norm", (2, 4096)),
+    ("rotate", (3, 5, 80)),
+    ("rotate", (2, 9, 128)),
+    ("gate", (3, 2400)),
+]
+
 # Each check by its name: what it may be off by at most, and what computes it.
 CHECKS: Mapping[str, tuple[float, Callable[[torch.device], float]]] = {
     **{
@@ -199,6 +240,7 @@ CHECKS: Mapping[str, tuple[float, Callable[[torch.device], float]]] = {
         for shape in ATTENTIONS
         for kv_format in KVFormat
     },
+    **{f"{name} of {shape}": (MAX_ROWWISE_ERROR, partial(rowwise_error, name, shape)) for name, shape in ROWWISE},
     **{
         f"{kind.value} model, {kv_format.value} cache": (MAX_LOGITS_ERROR, partial(logits_error, kind, kv_format))
         for kind, kv_format in zip(QUANTIZED, (KVFormat.FLOAT, KVFormat.FLOAT, KVFormat.INT8), strict=True)

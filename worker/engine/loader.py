@@ -174,6 +174,7 @@ def build_model(
         kv,
         operators.make_attention(kv, device),
         operators.name,
+        rowwise=operators.rowwise,
         captures=operators.captures,
         progress=progress,
     )

@@ -19,6 +19,7 @@ from worker.engine.device_probe import probe_device
 from worker.engine.kv_tensors import KVCache
 from worker.engine.linear import Linear
 from worker.engine.model_graphs import StepGraphs
+from worker.engine.rowwise import PlainRowwise, Rowwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,10 @@ class LlamaModel:
     """A Llama with its KV cache: runs the slices of a step. The engine's `ForwardModel`.
 
     Args:
-        kernels: whose kernels `weights` and `attention` run, for the log.
-        captures: whether steps in which every sequence has one token run as CUDA graphs, captured now: `attention` and
-            the products then queue kernels that depend on the shapes alone, and wait for nothing.
+        kernels: whose kernels `weights`, `attention` and `rowwise` run, for the log.
+        rowwise: what is neither product nor attention.
+        captures: whether steps in which every sequence has one token run as CUDA graphs, captured now: `attention`, the
+            products and the rest then queue kernels that depend on the shapes alone, and wait for nothing.
         progress: called with the fraction captured, rising.
     """
 
@@ -61,6 +63,7 @@ class LlamaModel:
         attention: Attention,
         kernels: str,
         *,
+        rowwise: Rowwise | None = None,
         captures: bool = False,
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
@@ -73,6 +76,7 @@ class LlamaModel:
         self.vocab_size = config.vocab_size
         self._weights = weights
         self._attention = attention
+        self._rowwise = rowwise or PlainRowwise()
         self._device = weights.embedding.device
         self._cos, self._sin = rotary_tables(config, self.max_context, self._device)
         self._graphs: StepGraphs | None = None
@@ -92,18 +96,17 @@ class LlamaModel:
 
     def _run(self, plan: StepPlan) -> Tensor:
         cos, sin = self._cos[plan.positions], self._sin[plan.positions]
-        eps = self.config.rms_norm_eps
+        eps, rowwise = self.config.rms_norm_eps, self._rowwise
         x = F.embedding(plan.token_ids, self._weights.embedding).float()  # the residual stream: [T, hidden] float32
         for index, layer in enumerate(self._weights.layers):
-            query, key, value = self._split_heads(layer.qkv(_rms_norm(x, layer.attention_norm, eps)))
-            self.kv.write(index, _rotate(key, cos, sin), value, plan.slots, plan.fresh_blocks)
-            mixed = self._attention(index, _rotate(query, cos, sin), plan)
+            query, key, value = self._split_heads(layer.qkv(rowwise.norm(x, layer.attention_norm, eps)))
+            self.kv.write(index, rowwise.rotate(key, cos, sin), value, plan.slots, plan.fresh_blocks)
+            mixed = self._attention(index, rowwise.rotate(query, cos, sin), plan)
             x = x + layer.attention_out(mixed.flatten(1))
-            gate, up = layer.gate_up(_rms_norm(x, layer.mlp_norm, eps)).chunk(2, dim=1)
-            x = x + layer.down(_silu(gate) * up)
+            x = x + layer.down(rowwise.gate(layer.gate_up(rowwise.norm(x, layer.mlp_norm, eps))))
         if not plan.logit_rows.numel():
             return x.new_empty(0, self.vocab_size)
-        return self._weights.lm_head(_rms_norm(x[plan.logit_rows], self._weights.final_norm, eps)).float()
+        return self._weights.lm_head(rowwise.norm(x[plan.logit_rows], self._weights.final_norm, eps)).float()
 
     def probe(self) -> None:
         """Compute something tiny on the device; see probe_device."""
@@ -115,26 +118,6 @@ class LlamaModel:
         num_kv_heads = self.config.num_kv_heads
         query, key, value = torch.split(heads, [self.config.num_heads, num_kv_heads, num_kv_heads], dim=1)
         return query, key, value
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
-
-
-def _silu(gate: Tensor) -> Tensor:
-    """[T, N] to float32. Written out: torch's own silu rounds the last values of a row differently on the CPU."""
-    gate = gate.float()
-    return gate / (1 + torch.exp(-gate))
-
-
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of [T, heads, D] by [T, D/2] angles; dimension i turns with i + D/2. To float32.
-
-    Source: Su et al. 2021, arXiv:2104.09864, in the layout of Hugging Face checkpoints.
-    """
-    first, second = heads.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def rotary_tables(config: LlamaConfig, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:

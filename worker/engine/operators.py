@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,6 +12,7 @@ from worker.engine.attention import Attention, make_attention
 from worker.engine.config import KVFormat, LlamaConfig, Quantization
 from worker.engine.kv_tensors import KVCache
 from worker.engine.linear import Linear, ResidentBudget, make_linear
+from worker.engine.rowwise import PlainRowwise, Rowwise
 from worker.engine.weights import LinearWeight
 
 FIRST_CAPABILITY = 8  # Ampere: the oldest whose tensor cores the Triton kernels are compiled for in the tests
@@ -24,12 +25,13 @@ class Operators:
     """What makes the layers and the attention of a LlamaModel; `name` is whose kernels they run.
 
     Attributes:
-        captures: see LlamaModel.
+        rowwise, captures: see LlamaModel.
     """
 
     name: str
     make_linear: Callable[[LinearWeight, ResidentBudget], Linear]
     make_attention: Callable[[KVCache, torch.device], Attention]
+    rowwise: Rowwise = field(default_factory=PlainRowwise)
     captures: bool = False
 
 
@@ -57,10 +59,13 @@ def try_triton(
     """Triton's operators, if every kernel that the model needs gives the right numbers on `device`; else PLAIN."""
     try:
         from worker.engine import triton_path  # torch brings Triton only where it is built for CUDA
+        from worker.engine.kernels.triton_rowwise import TritonRowwise
 
         triton_path.check_kernels(config, quantization, kv_format, device, block_size)
     except Exception as error:  # of a compiler, a linker, a loader or a driver: there is no common one
         log.warning("no Triton on %s, so torch and bitsandbytes decode there, slower: %s", device, error)
         return PLAIN
     is_gpu = device.type == "cuda"  # else Triton's interpreter
-    return Operators("triton", triton_path.make_triton_linear, triton_path.make_triton_attention, captures=is_gpu)
+    return Operators(
+        "triton", triton_path.make_triton_linear, triton_path.make_triton_attention, TritonRowwise(), captures=is_gpu
+    )
