@@ -6,6 +6,7 @@ nothing would be published, and whatever is published would take them from the d
 """
 
 import gc
+import signal
 import socket
 import sys
 import time
@@ -36,6 +37,7 @@ def run_engine(load: Load, progress_fd: int, channel_fd: int) -> int:
         progress_fd: the page of counters; see worker.progress.
         channel_fd: our end of the socket pair.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to all of a worker at once: what serves drains, and needs us for it
     settings = read_settings()
     start_logging(SERVICE_NAME, settings.log_level)
     progress, channel = Progress(progress_fd), socket.socket(fileno=channel_fd)

@@ -150,6 +150,23 @@ async def test_sigterm_drains_and_ends_well(broker: Broker, redis_url: str, tmp_
     assert logged.attempts == [1, 2]
 
 
+async def test_a_sigterm_to_all_processes_at_once_drains(broker: Broker, redis_url: str, tmp_path: Path) -> None:
+    """As whoever ends a whole control group sends it: the engine is needed until the last token."""
+    with worker_process(redis_url, tmp_path / "log", DOUBLE_STEP_S="0.01") as worker:
+        await until(lambda: is_ready(broker, worker.pid))
+        generation_id = await submit(broker, make_job([7], 100))
+        await until(lambda: has_tokens(broker, generation_id, 5))
+        beat = await beat_of(broker, worker.pid)
+        assert beat is not None
+        for pid in (int(beat.fields["pid"]), int(beat.fields["serving_pid"]), worker.pid):
+            os.kill(pid, signal.SIGTERM)
+        await until(lambda: worker.poll() is not None)
+    assert worker.returncode == 0
+    logged = await read(broker, generation_id)
+    assert logged.ids == expected_ids([7], 100)
+    assert logged.attempts == [1]
+
+
 async def test_a_second_signal_does_not_wait(broker: Broker, redis_url: str, tmp_path: Path) -> None:
     """The job is freed for others nevertheless."""
     with worker_process(redis_url, tmp_path / "log", DOUBLE_STEP_S="0.01", HERD_WORKER_DRAIN_TIMEOUT_S="600") as worker:
