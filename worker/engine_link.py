@@ -35,6 +35,7 @@ class EngineLink(asyncio.Protocol):
         self._ended: asyncio.Future[None] = loop.create_future()
         self._ended.add_done_callback(self._fail_waiting)
         self._borders: dict[int, asyncio.Future[None]] = {}
+        self._num_asked = 0  # for a border: a number is never used again, its answer may still be under way
 
     @classmethod
     async def over(cls, channel: socket.socket, meter: StepMeter) -> Self:
@@ -85,13 +86,16 @@ class EngineLink(asyncio.Protocol):
 
     async def settled(self) -> None:
         """Return at a step border, with every earlier command carried out. Raises EngineLost."""
-        number = max(self._borders, default=0) + 1
-        self._borders[number] = asyncio.get_running_loop().create_future()
+        if self._ended.done():
+            raise self._ended.exception() or EngineLost("the engine has stopped")
+        self._num_asked += 1
+        number, border = self._num_asked, asyncio.get_running_loop().create_future()
+        self._borders[number] = border
         self._send(Command.SETTLE, number)
         try:
-            await self._borders[number]
+            await border
         finally:
-            self._borders.pop(number, None)
+            del self._borders[number]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As asyncio calls it."""
@@ -108,10 +112,11 @@ class EngineLink(asyncio.Protocol):
                 self._hear(*message)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """As asyncio calls it."""
+        """As asyncio calls it: with the error that came out of `data_received`, which is ours and not the engine's."""
         self._transport = None
         if not self._ended.done():
-            self._ended.set_exception(EngineLost("the engine's process has ended"))
+            gone = EngineLost("the engine's process has ended")
+            self._ended.set_exception(gone if error is None or isinstance(error, OSError) else error)
 
     def _hear(self, told: Told, *arguments: object) -> None:
         match told, arguments:

@@ -4,11 +4,12 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from contract.event_loop import new_event_loop
 from tests.until import until
 from tests.worker.engine_double import BROKEN, REFUSED, EngineDouble, Gate, expected_ids
 from tests.worker.rig import linked
@@ -27,7 +28,7 @@ from worker.engine.sequence import (
     TokenLogprob,
 )
 from worker.engine_link import EngineLink, EngineLost
-from worker.engine_loop import EngineLoop, ServerGone
+from worker.engine_loop import Command, EngineLoop, ServerGone, Told
 from worker.engine_wire import Frames, StepReport, frame, report_frame
 from worker.progress import Progress
 from worker.step_meter import StepMeter
@@ -235,6 +236,58 @@ async def test_who_waits_for_an_engine_that_is_gone_is_told(progress: Progress) 
         with pytest.raises(EngineLost, match="has ended"):
             await wait
     link.cancel("a")
+
+
+async def test_a_border_that_nobody_waits_for_any_more_is_no_other_border(progress: Progress) -> None:
+    """Its answer is still under way when the next one is asked for, with commands in between."""
+    ours, theirs = socket.socketpair()
+    link = await EngineLink.over(ours, StepMeter("double", progress))
+    with theirs:
+        left = asyncio.create_task(link.settled())
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.wait([left])
+        waiting = asyncio.create_task(link.settled())
+        await asyncio.sleep(0)
+        asked = await asyncio.to_thread(commands_of, theirs, 2)
+        assert [command for command, _ in asked] == [Command.SETTLE, Command.SETTLE]
+        (_, first), (_, second) = asked
+        assert first != second
+        theirs.sendall(frame((Told.SETTLED, first)) + report_frame(StepReport(0.0, 0, 0, [StartedEvent("a", 0.0)])))
+        events: list[StepEvent] = []
+        run = asyncio.create_task(link.run(events.extend))
+        await until(lambda: events)
+        assert not waiting.done()
+        theirs.sendall(frame((Told.SETTLED, second)) + frame((Told.ENDED,)))
+        await asyncio.gather(waiting, run)
+    with pytest.raises(EngineLost, match="has stopped"):
+        await link.settled()
+
+
+def commands_of(channel: socket.socket, count: int) -> list[tuple[Command, object]]:
+    """So many commands, as the engine hears them."""
+    frames, heard = Frames(), list[tuple[Command, object]]()
+    while len(heard) < count:
+        heard += frames.feed(channel.recv(1 << 16))
+    return heard
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, new_event_loop])
+def test_an_error_of_who_takes_the_events_is_no_death_of_the_engine(
+    progress: Progress, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """It comes out of `run` as it is, with its traceback: who reads the log must not look at the engine."""
+
+    def fail(_: Sequence[StepEvent]) -> None:
+        raise AssertionError("a token came out of turn")
+
+    async def serve() -> None:
+        async with linked(EngineDouble(), progress) as link:
+            link.add(request("a", [1], 5))
+            await link.run(fail)
+
+    with asyncio.Runner(loop_factory=loop) as runner, pytest.raises(AssertionError, match="out of turn"):
+        runner.run(serve())
 
 
 async def test_events_of_every_kind_arrive_as_they_were(progress: Progress) -> None:
