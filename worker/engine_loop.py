@@ -6,6 +6,7 @@ import select
 import socket
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, Protocol
 
 from worker.engine.occupancy import Occupancy
@@ -125,7 +126,8 @@ class EngineLoop:
         except ServerGone:
             raise
         except BaseException as error:
-            self._tell(Told.FAILED, str(error) or type(error).__name__)
+            with suppress(ServerGone):
+                self._tell(Told.FAILED, str(error) or type(error).__name__)
             raise
         finally:
             self._progress.has_work = 0

@@ -322,3 +322,12 @@ async def test_an_engine_whose_server_is_gone_ends(progress: Progress, is_busy: 
         with pytest.raises(ServerGone):
             await loop
     assert progress.has_work == 0
+
+
+def test_an_engine_that_fails_says_why_though_nobody_listens(progress: Progress) -> None:
+    """Its own log is where the cause stands then."""
+    ours, theirs = socket.socketpair()
+    engine = EngineDouble(pace=ours.close)
+    engine.add(request("a", [BROKEN], 5))
+    with theirs, pytest.raises(RuntimeError, match="the device is lost"):
+        EngineLoop(engine, theirs, progress).run()
