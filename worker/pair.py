@@ -156,7 +156,10 @@ async def _ended(child: "subprocess.Popen[bytes]") -> int:
     """The exit status, when there is one."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    pidfd = os.pidfd_open(child.pid)
+    try:
+        pidfd = os.pidfd_open(child.pid)
+    except ProcessLookupError:  # a signal was to be sent to it, which asks for its status first
+        return child.wait()
     loop.add_reader(pidfd, ended.set)
     try:
         await ended.wait()

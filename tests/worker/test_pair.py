@@ -158,6 +158,14 @@ async def test_the_status_is_that_of_the_cause(
     assert await asyncio.wait_for(process.wait(), timeout=20) == status
 
 
+async def test_one_that_ended_before_it_was_watched_has_a_status(started: list[ProcessPair]) -> None:
+    """Though a signal was to be sent to it, which asks for that status first."""
+    process = start(started, LOADS, ENDS.format(status=exit_status.UNFIT))
+    await until(lambda: not is_alive(process.serving_pid))
+    process.drain()
+    assert await asyncio.wait_for(process.wait(), timeout=10) == exit_status.UNFIT
+
+
 async def test_who_frees_what_they_held_does_not_wait_for_a_gpu(
     started: list[ProcessPair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
