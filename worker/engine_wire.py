@@ -1,7 +1,8 @@
 """What the engine process and the serving process tell each other: frames over a socket pair.
 
 Both run the same code of the same interpreter, as children of one supervisor: what comes in is never doubted.
-A token's event, of which there are thousands a second, is a tuple that `marshal` writes in 0.2 us; the rest is pickled.
+A token's event, of which there are thousands a second, is a tuple that `marshal` writes in 0.2 us. So are the logprobs
+of a prompt and all alternatives, of which 80,000 may come at once; the rest is pickled.
 """
 
 import marshal
@@ -11,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from worker.engine.sequence import StepEvent, TokenEvent
+from worker.engine.sequence import PromptLogprob, PromptLogprobsEvent, StepEvent, TokenEvent, TokenLogprob
+
+TOKEN_PARTS = 6  # of a token's event without alternatives; they are the seventh
 
 _LENGTH = struct.Struct("<I")
 
@@ -76,13 +79,32 @@ def _unframed(payload: bytes) -> Any:
 
 
 def _pack(event: StepEvent) -> tuple[object, ...] | bytes:
-    if type(event) is TokenEvent and not event.top_logprobs:
-        return event.generation_id, event.choice, event.index, event.token_id, event.text, event.logprob
+    if type(event) is TokenEvent:
+        token = event.generation_id, event.choice, event.index, event.token_id, event.text, event.logprob
+        return (*token, _pairs(event.top_logprobs)) if event.top_logprobs else token
+    if type(event) is PromptLogprobsEvent:
+        return event.generation_id, [(each.token_id, each.logprob, _pairs(each.top_logprobs)) for each in event.tokens]
     return pickle.dumps(event, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _unpack(packed: Any) -> StepEvent:
-    if type(packed) is tuple:
+    if type(packed) is tuple and len(packed) == TOKEN_PARTS:
         return TokenEvent(*packed)
+    if type(packed) is tuple and len(packed) > TOKEN_PARTS:
+        token = TokenEvent(*packed[:TOKEN_PARTS])
+        token.top_logprobs = _top(packed[TOKEN_PARTS])
+        return token
+    if type(packed) is tuple:
+        generation_id, scored = packed
+        tokens = [PromptLogprob(token_id, logprob, _top(pairs)) for token_id, logprob, pairs in scored]
+        return PromptLogprobsEvent(generation_id, tuple(tokens))
     event: StepEvent = pickle.loads(packed)
     return event
+
+
+def _pairs(top: Sequence[TokenLogprob]) -> list[tuple[int, float]]:
+    return [(each.token_id, each.logprob) for each in top]
+
+
+def _top(pairs: Sequence[tuple[int, float]]) -> tuple[TokenLogprob, ...]:
+    return tuple([TokenLogprob(token_id, logprob) for token_id, logprob in pairs])
