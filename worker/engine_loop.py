@@ -117,11 +117,7 @@ class EngineLoop:
         continues what this one held. Raises ServerGone.
         """
         try:
-            while self._obey():
-                started_s = time.perf_counter()
-                self._report(self._engine.step(), time.perf_counter() - started_s)
-                self._progress.num_steps += 1
-                self._note_device_used()
+            self._step_on()
             self._tell(Told.ENDED)
         except ServerGone:
             raise
@@ -129,6 +125,15 @@ class EngineLoop:
             with suppress(ServerGone):
                 self._tell(Told.FAILED, str(error) or type(error).__name__)
             raise
+
+    def _step_on(self) -> None:
+        """Step until told to stop. Nothing is shown as work when this ends, and so before anyone is told."""
+        try:
+            while self._obey():
+                started_s = time.perf_counter()
+                self._report(self._engine.step(), time.perf_counter() - started_s)
+                self._progress.num_steps += 1
+                self._note_device_used()
         finally:
             self._progress.has_work = 0
 
