@@ -1,4 +1,4 @@
-"""A worker of two processes, with an engine double: deaths, restarts, drains."""
+"""A worker of three processes, with an engine double: deaths, restarts, drains."""
 
 import os
 import signal
