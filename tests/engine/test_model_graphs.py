@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
+import pytest
 import torch
 
+from tests.engine.oracle import random_prompts
+from tests.engine.triton_checks import model_of, small_config
 from worker.engine.attention import plan_step
 from worker.engine.batch import SequenceSlice
+from worker.engine.config import KVFormat, Quantization
 from worker.engine.model_graphs import MIN_CONTEXT, context_sizes, step_numbers
+from worker.engine.operators import PLAIN
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16
@@ -18,6 +26,18 @@ def test_contexts_reach_every_position_in_whole_blocks() -> None:
     assert context_sizes(4096, 16) == (512, 1024, 2048, 4096)
     assert context_sizes(4097, 16)[-1] == 8192
     assert all(size % 48 == 0 for size in context_sizes(5000, 48))
+
+
+def test_a_model_that_cannot_be_captured_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """Slower, with a warning that says why: here there is no GPU; on one it may be the memory."""
+    shape = (small_config(), Quantization.INT8, KVFormat.FLOAT, CPU)
+    with caplog.at_level(logging.WARNING, "worker.engine.model"):
+        tested = model_of(*shape, replace(PLAIN, captures=True))
+    assert "no CUDA graphs on cpu" in caplog.text
+    plain = model_of(*shape, PLAIN)
+    prompt = random_prompts(300, [20], seed=1)[0]
+    for step in ([SequenceSlice(prompt, 0, [3, 1], True)], [SequenceSlice([7], 20, [3, 1], True)]):
+        assert torch.equal(tested.forward(step), plain.forward(step))
 
 
 def test_a_padded_step_is_the_plan_and_its_first_slice_again() -> None:

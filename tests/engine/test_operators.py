@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from worker.engine.config import KVFormat, Quantization
 from worker.engine.kernels.triton_product import MAX_ROWS, TritonProduct
 from worker.engine.linear import Int8Linear, Nf4Linear, ResidentBudget, TiledLinear
 from worker.engine.operators import PLAIN, choose_operators, try_triton
+from worker.engine.rowwise import PlainRowwise
 from worker.engine.triton_path import TritonLinear, WrongKernel, make_triton_linear
 from worker.engine.weights import DenseWeight, Int8Weight, LinearWeight, Nf4Weight
 
@@ -63,6 +66,21 @@ def test_a_kernel_that_computes_something_else_is_not_used(
     assert "off by nan" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("wrong", "name"), [("", ""), ("norm", "the norm"), ("rotate", "the rotation"), ("gate", "the gate")]
+)
+def test_a_wrong_norm_rotation_or_gate_is_noticed(monkeypatch: pytest.MonkeyPatch, wrong: str, name: str) -> None:
+    """Half a percent off, where the others are what torch says."""
+    right = PlainRowwise()
+    off = SimpleNamespace(norm=right.norm, rotate=right.rotate, gate=right.gate)
+    if wrong:
+        setattr(off, wrong, lambda *numbers: 1.005 * getattr(right, wrong)(*numbers))
+    monkeypatch.setattr(triton_path, "TritonRowwise", lambda: off)
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(WrongKernel, match=name) if wrong else nullcontext():
+        triton_path._check_rowwise(small_config(), generator)
+
+
 def test_weights_that_the_kernels_do_not_read_get_a_plain_layer() -> None:
     """Unquantized ones, inputs that are no whole blocks of 64, and other NF4 blocks."""
     absmax = torch.ones(8)
@@ -78,12 +96,12 @@ def test_weights_that_the_kernels_do_not_read_get_a_plain_layer() -> None:
 
 @pytest.mark.parametrize("plain", [Int8Linear, Nf4Linear])
 def test_more_rows_than_the_kernels_take_go_the_plain_way(plain: type[Int8Linear | Nf4Linear]) -> None:
-    """And so does a step without any: the kernels, which cannot run here, are not asked."""
+    """And so does a step without any, and one row of NF4: the kernels, which cannot run here, are not asked."""
     weight: Int8Weight | Nf4Weight = Int8Weight(torch.ones(8, 64).char(), torch.ones(8))
     if plain is Nf4Linear:
         weight = Nf4Weight(torch.full((8 * 32,), 255, dtype=torch.uint8), torch.ones(8), (8, 64), 64)
     layer = make_triton_linear(weight, ResidentBudget(0))
-    for num_rows in (0, MAX_ROWS + 1):
+    for num_rows in (0, MAX_ROWS + 1) if plain is Int8Linear else (0, 1, MAX_ROWS + 1):
         assert layer(torch.ones(num_rows, 64)).shape == (num_rows, 8)
     with pytest.raises(RuntimeError):
         layer(torch.ones(MAX_ROWS, 64))

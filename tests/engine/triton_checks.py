@@ -166,7 +166,7 @@ def model_of(
 ) -> LlamaModel:
     """The same random weights on any device, over a cache of the dtype that the operators take."""
     kind = Int8KVTensors if kv_format is KVFormat.INT8 else KVTensors
-    dtype = torch.float32 if operators is PLAIN else torch.float16
+    dtype = torch.float32 if operators.name == PLAIN.name else torch.float16
     kv = kind(config, num_blocks=30, block_size=16, dtype=dtype, device=device)
     weights = load_weights(RandomSource(config, quantization, device, CPU), config, 1 << 30, lambda _: None, operators)
     attention = operators.make_attention(kv, device)

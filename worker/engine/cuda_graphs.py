@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -31,7 +31,12 @@ class Recorder:
         """Record a step, which queues kernels and waits for nothing; with what it returned, which each replay fills."""
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        found = step()
+        try:
+            found = step()
+        except BaseException:
+            with suppress(RuntimeError):  # it has been given up already
+                graph.capture_end()  # else the stream would record whatever comes next
+            raise
         graph.capture_end()
         return graph, found
 

@@ -5,6 +5,7 @@ Source: Touvron et al. 2023, arXiv:2307.09288; grouped-query attention, Ainslie 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from worker.engine.kv_tensors import KVCache
 from worker.engine.linear import Linear
 from worker.engine.model_graphs import StepGraphs
 from worker.engine.rowwise import PlainRowwise, Rowwise
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class LlamaModel:
         kernels: whose kernels `weights`, `attention` and `rowwise` run, for the log.
         rowwise: what is neither product nor attention.
         captures: whether steps in which every sequence has one token run as CUDA graphs, captured now: `attention`, the
-            products and the rest then queue kernels that depend on the shapes alone, and wait for nothing.
+            products and the rest then queue kernels that depend on the shapes alone, and wait for nothing. What cannot
+            be captured is warned of, and runs without.
         progress: called with the fraction captured, rising.
     """
 
@@ -81,7 +85,12 @@ class LlamaModel:
         self._cos, self._sin = rotary_tables(config, self.max_context, self._device)
         self._graphs: StepGraphs | None = None
         if captures:
-            self._graphs = StepGraphs(self._run, kv, self.max_context, self.vocab_size, self._device, progress)
+            try:
+                self._graphs = StepGraphs(self._run, kv, self.max_context, self.vocab_size, self._device, progress)
+            except Exception as error:  # of memory or a driver: there is no common one
+                log.warning(
+                    "no CUDA graphs on %s, so decode steps are queued one by one, slower: %s", self._device, error
+                )
 
     @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:

@@ -1,6 +1,6 @@
 """Decode steps of a LlamaModel as CUDA graphs: one new token of each sequence, a graph per batch and context size.
 
-Kernel by kernel a step of 32 layers takes the host ten times as long as the device.
+Kernel by kernel a step of 32 layers takes the host several times as long as the device.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from worker.engine.batch import SequenceSlice
 from worker.engine.config import KVFormat, LlamaConfig, Quantization
 from worker.engine.kernels.triton_attention import SPLIT, decode_attention
 from worker.engine.kernels.triton_product import MAX_ROWS, TILE_SIZES, TritonProduct, block_inputs, takes
+from worker.engine.kernels.triton_rowwise import TritonRowwise
 from worker.engine.kv_tensors import KVCache, kv_class
 from worker.engine.linear import Int8Linear, Linear, Nf4Linear, ResidentBudget, make_linear
+from worker.engine.rowwise import PlainRowwise
 from worker.engine.weights import DenseWeight, Int8Weight, LinearWeight, Nf4Weight
 
 MIN_NF4_ROWS = 2  # one is multiplied by bitsandbytes' kernel for it in half the time (bench/KERNELS.md)
@@ -95,6 +97,7 @@ def check_kernels(
             for rows in TILE_SIZES:
                 _check_product(quantization, rows, 6 * block, generator)
     _check_attention(config, kv_format, block_size, generator)
+    _check_rowwise(config, generator)
 
 
 def _check_product(quantization: Quantization, num_rows: int, num_inputs: int, generator: torch.Generator) -> None:
@@ -129,6 +132,21 @@ def _check_attention(config: LlamaConfig, kv_format: KVFormat, block_size: int, 
     plan = plan_step(slices, block_size, device)
     query = torch.randn(2, config.num_heads, config.head_dim, device=device, generator=generator)
     _compare(TritonAttention(kv)(0, query, plan), GatheredAttention(kv)(0, query, plan).double(), "decode attention")
+
+
+def _check_rowwise(config: LlamaConfig, generator: torch.Generator) -> None:
+    """Two tokens' norm, rotation and gate, at the sizes of the model."""
+    device, triton, plain = generator.device, TritonRowwise(), PlainRowwise()
+    x = torch.randn(2, config.hidden_size, device=device, generator=generator)
+    weight = torch.rand(config.hidden_size, device=device, generator=generator)
+    _compare(
+        triton.norm(x, weight, config.rms_norm_eps), plain.norm(x, weight, config.rms_norm_eps).double(), "the norm"
+    )
+    heads = torch.randn(2, config.num_heads, config.head_dim, device=device, generator=generator).half()
+    cos, sin = torch.rand(2, 2, config.head_dim // 2, device=device, generator=generator)
+    _compare(triton.rotate(heads, cos, sin), plain.rotate(heads, cos, sin).double(), "the rotation")
+    gate_up = torch.randn(2, 2 * config.intermediate_size, device=device, generator=generator).half()
+    _compare(triton.gate(gate_up), plain.gate(gate_up).double(), "the gate")
 
 
 def _compare(found: Tensor, expected: Tensor, name: str) -> None:
